@@ -1,0 +1,81 @@
+"""What ``run``, ``plan`` and ``report`` share: from arguments to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cai_core.errors import UserError, UserErrors
+from cai_core.pipeline.plan import Plan, make_plan
+from cai_core.plugins import Plugins, load_plugins
+from cai_core.recipe import RecipeFile, load_recipe
+from cai_core.registry import Registry
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """RECIPE, -o, --store, --runs, --limit and --strict-plugins."""
+    for decorate in reversed(
+        (
+            click.argument("recipe"),
+            click.option(
+                "-o",
+                "overrides",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Change a key of the recipe, e.g. revise.rounds=1.",
+            ),
+            click.option("--store", type=click.Path(path_type=Path), default=".cai/store", show_default=True),
+            click.option(
+                "--runs",
+                type=click.Path(path_type=Path),
+                default="runs",
+                show_default=True,
+                help="Folder of run folders.",
+            ),
+            click.option(
+                "--limit", type=click.IntRange(min=1), help="Use at most this many prompts of each kind and split."
+            ),
+            click.option("--strict-plugins", is_flag=True, help="A plugin that does not load is fatal."),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+def prepare(
+    recipe: str, overrides: tuple[str, ...], store: Path, runs: Path, limit: int | None, strict_plugins: bool
+) -> tuple[Plan, RecipeFile, tuple[str, ...]]:
+    """Load recipe and plugins, and plan. Returns the plan, the recipe and the disabled plugins."""
+    file = load_recipe(recipe, overrides)
+    disabled = file.recipe.plugins.disable
+    plugins = load_plugins(disable=disabled, strict=strict_plugins)
+    _require(file, plugins)
+    return make_plan(file, Registry(plugins), store, runs, limit=limit), file, disabled
+
+
+def _require(file: RecipeFile, plugins: Plugins) -> None:
+    from importlib import metadata
+
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    problems: list[UserError] = []
+    for index, text in enumerate(file.recipe.plugins.require):
+        where = file.where(("plugins", "require", index))
+        try:
+            requirement = Requirement(text)
+            installed = metadata.version(requirement.name)
+        except InvalidRequirement as error:
+            problems.append(UserError(f"{text!r} is not a requirement: {error}", where=where, hint='like "x>=2,<3"'))
+        except metadata.PackageNotFoundError:
+            problems.append(UserError(f"{text} is not installed", where=where, hint=f"pip install '{text}'"))
+        else:
+            if not requirement.specifier.contains(installed, prereleases=True):
+                problems.append(UserError(f"{requirement.name} {installed} is installed, not {text}", where=where))
+    if problems:
+        raise UserErrors(problems)
+
+
+

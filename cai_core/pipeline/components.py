@@ -1,0 +1,119 @@
+"""From names in a recipe to components with checked options, and back to objects in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import UserError, UserErrors
+from cai_core.recipe import ComponentRef, RecipeFile
+from cai_core.registry import KINDS, Registry, identity_options
+from cai_core.store.canonical import file_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentUse:
+    """A component as a stage uses it. ``options``: all of them, JSON; ``identity_options``: those that a digest
+    covers, with the content of files in place of their paths."""
+
+    kind: str
+    id: str
+    revision: int
+    version: str
+    options: dict[str, Any]
+    identity_options: dict[str, Any]
+    needs: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What the digest of a stage covers of it."""
+        return {"kind": self.kind, "id": self.id, "revision": self.revision, "options": self.identity_options}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a worker's job."""
+        return {"kind": self.kind, "id": self.id, "options": self.options, "revision": self.revision}
+
+
+class Resolver:
+    """Looks components up in the registry and merges their options."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def use(
+        self,
+        kind: str,
+        ref: ComponentRef,
+        file: RecipeFile,
+        path: Sequence[str | int],
+        problems: list[UserError],
+    ) -> ComponentUse | None:
+        """The component that ``ref`` names, or None with what is wrong appended to ``problems``."""
+        where = file.where(path)
+        try:
+            offer = self.registry.find(kind, ref.name)
+            defaults = self._defaults(kind, offer.component.name, offer.id, file)
+            given = {**defaults, **ref.options}
+            if kind == "backend":
+                if "model" in given:
+                    raise UserError("the backend's model is set by `models:`", where=where, hint="remove `model`")
+                given["model"] = ""
+            options = self.registry.options(offer, given, where=where)
+        except UserErrors as error:
+            problems.extend(error.problems)
+            return None
+        except UserError as error:
+            problems.append(UserError(error.message, where=error.where or where, hint=error.hint))
+            return None
+        dumped = options.model_dump(mode="json")
+        identity = identity_options(options)
+        for name in type(options).model_fields:
+            value = getattr(options, name)
+            if isinstance(value, Path):
+                resolved = (file.folder / value).resolve()
+                if not resolved.exists():
+                    problems.append(
+                        UserError(f"no such file: {value}", where=f"{where}.{name}", hint=f"looked for {resolved}")
+                    )
+                    continue
+                dumped[name] = str(resolved)
+                if name in identity:
+                    identity[name] = f"sha256:{file_sha256(resolved)}" if resolved.is_file() else str(resolved)
+        if kind == "backend":
+            identity.pop("model", None)
+        component = offer.component
+        return ComponentUse(
+            kind, offer.id, component.revision, offer.version, dumped, identity, tuple(component.needs)
+        )
+
+    def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:
+        section = file.recipe.options.get(kind, {})
+        return {**section.get(name, {}), **section.get(full_id, {})}
+
+    def check_options_section(self, file: RecipeFile, problems: list[UserError]) -> None:
+        """Everything under ``options:`` must be right, whether or not the component is chosen."""
+        for kind, components in file.recipe.options.items():
+            if kind not in KINDS:
+                problems.append(
+                    UserError(
+                        f"unknown kind {kind!r}",
+                        where=file.where(("options", kind)),
+                        hint=f"kinds: {', '.join(KINDS)}",
+                    )
+                )
+                continue
+            for name in components:
+                self.use(kind, ComponentRef(name=name), file, ("options", kind, name), problems)
+
+
+def build_component(registry: Registry, spec: dict[str, Any], context: Any) -> Any:
+    """The object that a worker's job asks for. Raises ``UserError`` when the installed plugin no longer fits."""
+    offer = registry.find(spec["kind"], spec["id"])
+    if offer.component.revision != spec["revision"]:
+        raise UserError(
+            f"{spec['id']} has revision {offer.component.revision} now and had {spec['revision']} when the run began",
+            hint="give the same command again",
+        )
+    options = registry.options(offer, spec["options"], where=spec["id"])
+    return offer.component.factory(options, context)

@@ -1,0 +1,381 @@
+"""A recipe as a graph of named stage instances.
+
+``prompts -> revise -> sft -> pairs -> label -> reward -> rl -> answers -> evaluate -> report``, each optional. Branches
+share every stage that their overrides leave equal; ``iterate: N`` repeats pairs -> label -> reward -> rl with the
+current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]`` (iteration), ``rl[grpo,2]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cai_core.errors import UserError, UserErrors
+from cai_core.pipeline.components import ComponentUse, Resolver
+from cai_core.recipe import ComponentRef, Recipe, RecipeFile, SamplingSection
+from cai_core.store.canonical import digest
+from cai_core.types.principles import Constitution
+
+BRANCH_SECTIONS = ("revise", "sft", "pairs", "label", "reward", "rl")
+_TEXT_STAGES = ("revise", "label", "audit")  # the stages that read the constitution's texts
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """A model in a role: ``stage`` made it, or it comes from outside as ``name`` (catalog, hub id or folder)."""
+
+    name: str = ""
+    stage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id``."""
+
+    id: str
+    kind: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, ModelUse] = field(default_factory=dict)
+    components: tuple[ComponentUse, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the stages it needs, each once."""
+        found = [*self.inputs.values(), *(use.stage for use in self.models.values() if use.stage)]
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Stages in an order in which they can run."""
+
+    recipe: RecipeFile
+    constitution: Constitution
+    stages: tuple[Stage, ...]
+
+    def identity(
+        self, stage: Stage, digests: Mapping[str, str], external: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What the digest of ``stage`` covers. ``digests``: of the stages before; ``external``: of outside models."""
+        models = {
+            role: digests[use.stage] if use.stage else external[use.name] for role, use in stage.models.items()
+        }
+        return {
+            "stage": stage.kind,
+            "seed": self.recipe.recipe.seed,
+            "settings": dict(stage.settings),
+            "components": [use.identity() for use in stage.components],
+            "models": models,
+            "inputs": {name: digests[source] for name, source in stage.inputs.items()},
+            "constitution": self.constitution.digest if stage.kind in _TEXT_STAGES else "",
+        }
+
+    def external_models(self) -> tuple[str, ...]:
+        """Names of all models from outside, each once."""
+        names = [use.name for stage in self.stages for use in stage.models.values() if use.name]
+        return tuple(dict.fromkeys(names))
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """The digest that names an artifact."""
+    return digest(identity)
+
+
+def build_graph(file: RecipeFile, resolver: Resolver, constitution: Constitution, *, limit: int | None = None) -> Graph:
+    """Resolve every component and lay out the stages. All problems of the recipe are raised at once."""
+    builder = _Builder(file, resolver, limit)
+    stages = builder.build()
+    if builder.problems:
+        unique = {str(problem): problem for problem in builder.problems}
+        raise UserErrors(list(unique.values()))
+    return Graph(file, constitution, tuple(stages))
+
+
+class _Builder:
+    def __init__(self, file: RecipeFile, resolver: Resolver, limit: int | None) -> None:
+        self.file = file
+        self.resolver = resolver
+        self.limit = limit
+        self.problems: list[UserError] = []
+        self.stages: dict[str, Stage] = {}
+
+    def build(self) -> list[Stage]:
+        variants = self._variants()
+        # what each branch last produced: kind -> stage id
+        latest: dict[str, dict[str, str]] = {branch: {} for branch in variants}
+        trained: dict[str, str] = {}  # model name in the report -> stage id
+        recipe = self.file.recipe
+        for kind in ("prompts", "revise", "sft", "audit"):
+            for stage_id in self._add(kind, variants, latest, 0).values():
+                if kind == "sft":
+                    trained[stage_id] = stage_id
+        for number in range(1, recipe.iterate + 1):
+            for kind in ("pairs", "label", "reward", "rl"):
+                for branch, stage_id in self._add(kind, variants, latest, number).items():
+                    if kind == "rl":
+                        trained[stage_id] = stage_id
+                        latest[branch]["policy"] = stage_id
+        if recipe.evaluate is not None:
+            self._evaluation(recipe, latest, trained)
+        if recipe.report is not None and self.stages:
+            uses = self._uses(
+                [("reporter", ref, ("report", "reporters", i)) for i, ref in enumerate(recipe.report.reporters)],
+                recipe,
+            )
+            self._put(Stage("report", "report", {s: s for s in self.stages}, {}, uses, {"title": recipe.name}))
+        if not self.stages:
+            self._problem((), "the recipe has no stage", "give it at least `prompts` and `revise`, see docs/tutorial")
+        return list(self.stages.values())
+
+    def _variants(self) -> dict[str, Recipe]:
+        recipe = self.file.recipe
+        if not recipe.branches:
+            return {"": recipe}
+        variants = {}
+        for branch, sections in recipe.branches.items():
+            for key in sections:
+                if key not in BRANCH_SECTIONS:
+                    self._problem(
+                        ("branches", branch, key),
+                        f"a branch cannot change {key!r}",
+                        f"it may change {', '.join(BRANCH_SECTIONS)}",
+                    )
+            changed = {key: value for key, value in sections.items() if key in BRANCH_SECTIONS}
+            try:
+                variants[branch] = Recipe.model_validate(
+                    {**recipe.model_dump(by_alias=True, exclude={"branches"}), **changed}
+                )
+            except ValueError as error:
+                self._problem(("branches", branch), f"not a valid variant: {error}", "")
+        return variants
+
+    def _add(
+        self, kind: str, variants: Mapping[str, Recipe], latest: dict[str, dict[str, str]], number: int
+    ) -> dict[str, str]:
+        """Add the stage of ``kind`` for every branch; branches whose stage is equal share it."""
+        made = {}
+        for branch, recipe in variants.items():
+            stage = self._stage(kind, recipe, latest[branch], number)
+            if stage is not None:
+                made[branch] = stage
+        shared = len({digest(_content(stage)) for stage in made.values()}) == 1 and len(made) == len(variants)
+        ids = {}
+        for branch, stage in made.items():
+            repeated = number > 0 and self.file.recipe.iterate > 1
+            tags = [tag for tag in ("" if shared else branch, str(number) if repeated else "") if tag]
+            stage_id = f"{kind}[{','.join(tags)}]" if tags else kind
+            self._put(replace(stage, id=stage_id))
+            latest[branch][kind] = stage_id
+            ids[branch] = stage_id
+        return ids
+
+    def _stage(self, kind: str, recipe: Recipe, latest: Mapping[str, str], number: int) -> Stage | None:
+        if kind == "prompts":
+            if recipe.prompts is None:
+                return None
+            uses = self._uses([("prompts", recipe.prompts, ("prompts",))], recipe, backend=False)
+            return Stage("", kind, {}, {}, uses, {"limit": self.limit})
+        if kind == "revise":
+            if recipe.revise is None or not self._needs(kind, latest, "prompts"):
+                return None
+            section = recipe.revise
+            uses = self._uses(
+                [
+                    ("critique_template", section.critique_template, ("revise", "critique_template")),
+                    ("principle_sampler", section.principle_sampler, ("revise", "principle_sampler")),
+                ],
+                recipe,
+            )
+            settings = section.model_dump(exclude={"critique_template", "principle_sampler"})
+            return Stage("", kind, {"prompts": latest["prompts"]}, self._models(recipe, "generator"), uses, settings)
+        if kind == "sft":
+            if recipe.sft is None or not self._needs(kind, latest, "revise"):
+                return None
+            uses = self._uses([("trainer", recipe.sft, ("sft",))], recipe)
+            return Stage("", kind, {"revise": latest["revise"]}, self._models(recipe, "sft_base"), uses)
+        if kind == "audit":
+            if recipe.label is None or recipe.label.audit is None:
+                return None
+            uses = self._uses([("evaluator", recipe.label.audit, ("label", "audit"))], recipe)
+            return Stage("", kind, {}, self._models(recipe, "judge"), uses, {"models": ["judge"]})
+        if kind == "pairs":
+            if recipe.pairs is None or not self._needs(kind, latest, "prompts"):
+                return None
+            uses = self._uses([], recipe)
+            policy = self._policy(recipe, latest)
+            settings = {"sampling": _sampling(recipe.pairs.sampling)}
+            return Stage("", kind, {"prompts": latest["prompts"]}, {"policy": policy}, uses, settings)
+        if kind == "label":
+            if recipe.label is None or not self._needs(kind, latest, "pairs"):
+                return None
+            uses = self._uses(
+                [
+                    ("labeler", recipe.label.labeler, ("label", "labeler")),
+                    ("principle_sampler", recipe.label.principle_sampler, ("label", "principle_sampler")),
+                ],
+                recipe,
+            )
+            return Stage("", kind, {"pairs": latest["pairs"]}, self._models(recipe, "judge"), uses)
+        if kind == "reward":
+            if recipe.reward is None or not self._needs(kind, latest, "label"):
+                return None
+            uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
+            return Stage("", kind, {"label": latest["label"]}, self._models(recipe, "reward_base"), uses)
+        if recipe.rl is None or not self._needs(kind, latest, "reward"):
+            return None
+        uses = self._uses([("rl_algorithm", recipe.rl, ("rl",))], recipe, always=("reward_model",))
+        inputs = {"prompts": latest["prompts"], "reward": latest["reward"]}
+        return Stage("", kind, inputs, {"policy": self._policy(recipe, latest)}, uses)
+
+    def _evaluation(
+        self, recipe: Recipe, latest: Mapping[str, Mapping[str, str]], trained: Mapping[str, str]
+    ) -> None:
+        assert recipe.evaluate is not None
+        section = recipe.evaluate
+        first = next(iter(latest.values()), {})
+        if not self._needs("evaluate", first, "prompts"):
+            return
+        wanted = section.models or ("base", *trained)
+        models: dict[str, ModelUse] = {}
+        answers = {}
+        for name in wanted:
+            if name in trained:
+                models[name] = ModelUse(stage=trained[name])
+            elif name in ("base", *recipe.models):
+                models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)
+            else:
+                models[name] = ModelUse(name=name)
+            uses = self._uses([], recipe)
+            self._put(
+                Stage(
+                    f"answers[{name}]",
+                    "answers",
+                    {"prompts": first["prompts"]},
+                    {"policy": models[name]},
+                    uses,
+                    {"sampling": _sampling(section.sampling)},
+                )
+            )
+            answers[name] = f"answers[{name}]"
+        inputs = {f"answers:{name}": stage for name, stage in answers.items()}
+        uses = self._uses(
+            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)], recipe
+        )
+        if any(use.kind == "reward_model" for use in uses):
+            if "reward" in first:
+                inputs["reward"] = first["reward"]
+            else:
+                self._problem(
+                    ("evaluate", "evaluators"),
+                    "an evaluator needs a preference model, and the recipe has no `reward` stage",
+                    "add `reward: preference`, or leave that evaluator out",
+                )
+        self._put(Stage("evaluate", "evaluate", inputs, models, uses, {"models": list(wanted)}))
+
+    def _uses(
+        self,
+        wanted: list[tuple[str, ComponentRef, tuple[str | int, ...]]],
+        recipe: Recipe,
+        *,
+        backend: bool = True,
+        always: tuple[str, ...] = (),
+    ) -> tuple[ComponentUse, ...]:
+        """Resolve ``wanted``, what those declare to need, the kinds in ``always`` and the backend."""
+        uses: list[ComponentUse] = []
+        needs: list[str] = list(always)
+        for kind, ref, path in wanted:
+            use = self.resolver.use(kind, ref, self.file, path, self.problems)
+            if use is not None:
+                uses.append(use)
+                needs += use.needs
+        if backend:
+            needs.append("backend")
+        while needs:
+            kind = needs.pop(0)
+            if any(use.kind == kind for use in uses):
+                continue
+            ref, path = _default(kind, recipe)
+            use = self.resolver.use(kind, ref, self.file, path, self.problems)
+            if use is not None:
+                uses.append(use)
+                needs += use.needs
+        return tuple(uses)
+
+    def _models(self, recipe: Recipe, role: str) -> dict[str, ModelUse]:
+        name = recipe.models.get(role, recipe.models.get("base", ""))
+        if not name:
+            self._problem(("models",), f"no model for the role {role!r}", f"give models.base or models.{role}")
+        return {role: self._model(name, ("models", role))}
+
+    def _base(self, recipe: Recipe) -> ModelUse:
+        name = recipe.models.get("base") or recipe.models.get("sft_base") or next(iter(recipe.models.values()), "")
+        if not name:
+            self._problem(("models",), "no model is named", "give models.base")
+        return self._model(name, ("models", "base"))
+
+    def _policy(self, recipe: Recipe, latest: Mapping[str, str]) -> ModelUse:
+        """The current policy: the last RL result, a model the recipe names, the SFT model, or base."""
+        if "policy" in latest:
+            return ModelUse(stage=latest["policy"])
+        if "policy" in recipe.models:
+            return self._model(recipe.models["policy"], ("models", "policy"))
+        if "sft" in latest:
+            return ModelUse(stage=latest["sft"])
+        return self._base(recipe)
+
+    def _model(self, name: str, path: tuple[str | int, ...]) -> ModelUse:
+        if not name.startswith("@"):
+            return ModelUse(name=name)
+        if name[1:] not in self.stages:
+            hint = f"stages so far: {', '.join(self.stages) or 'none'}"
+            self._problem(path, f"{name} names no stage before it", hint)
+            return ModelUse(name=name)
+        if self.stages[name[1:]].kind not in ("sft", "rl"):
+            self._problem(path, f"the stage {name[1:]} makes no language model", "use @sft or @rl")
+        return ModelUse(stage=name[1:])
+
+    def _needs(self, kind: str, latest: Mapping[str, str], other: str) -> bool:
+        if other in latest:
+            return True
+        self._problem((kind,), f"`{kind}` needs the stage `{other}`, which the recipe does not have", f"add `{other}:`")
+        return False
+
+    def _put(self, stage: Stage) -> None:
+        self.stages.setdefault(stage.id, stage)
+
+    def _problem(self, path: tuple[str | int, ...], message: str, hint: str) -> None:
+        self.problems.append(UserError(message, where=self.file.where(path), hint=hint))
+
+
+def _default(kind: str, recipe: Recipe) -> tuple[ComponentRef, tuple[str | int, ...]]:
+    """The recipe's component of a kind that another component needs, or the built-in one."""
+    if kind == "backend":
+        return recipe.backend, ("backend",)
+    if kind == "trainer":
+        return recipe.sft or ComponentRef(name="sft"), ("sft",)
+    if kind == "reward_model":
+        return recipe.reward or ComponentRef(name="preference"), ("reward",)
+    if kind == "labeler":
+        return (recipe.label.labeler if recipe.label else ComponentRef(name="logprob")), ("label", "labeler")
+    if kind == "principle_sampler":
+        sampler = recipe.label.principle_sampler if recipe.label else ComponentRef(name="uniform")
+        return sampler, ("label", "principle_sampler")
+    if kind == "critique_template":
+        template = recipe.revise.critique_template if recipe.revise else ComponentRef(name="chat")
+        return template, ("revise", "critique_template")
+    return recipe.prompts or ComponentRef(name="builtin"), ("prompts",)
+
+
+def _sampling(section: SamplingSection) -> dict[str, Any]:
+    return section.model_dump()
+
+
+def _content(stage: Stage) -> dict[str, Any]:
+    return {
+        "kind": stage.kind,
+        "inputs": dict(stage.inputs),
+        "models": {role: [use.name, use.stage] for role, use in stage.models.items()},
+        "components": [use.identity() for use in stage.components],
+        "settings": dict(stage.settings),
+    }

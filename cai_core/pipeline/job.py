@@ -1,0 +1,208 @@
+"""A stage's work order, and what its components are handed in the worker process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import CAIError, PluginError
+from cai_core.pipeline.components import build_component
+from cai_core.registry import Registry
+from cai_core.store.artifacts import Artifact, Artifacts
+from cai_core.store.canonical import derive_seed, digest
+from cai_core.store.ledger import SQLiteLedger
+from cai_core.types.backend import Backend
+from cai_core.types.principles import Constitution, Principle
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """Everything a worker needs, as JSON: it can run on another machine that sees the store."""
+
+    stage_id: str
+    kind: str
+    digest: str
+    identity: Mapping[str, Any]
+    store: str
+    seed: int
+    device: str
+    inputs: Mapping[str, tuple[str, str]]  # name -> (kind, digest) of an artifact
+    models: Mapping[str, str]  # role -> folder or hub id
+    components: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any]
+    constitution: Mapping[str, Any]
+    disabled_plugins: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] | None = None  # the report stage only
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        path.write_text(json.dumps({"schema": SCHEMA_VERSION, **fields}, allow_nan=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> JobSpec:
+        """Read what ``write`` wrote. Raises ``CAIError`` on another schema."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("schema", None) != SCHEMA_VERSION:
+            raise CAIError("the work order was written by another version", where=str(path))
+        data["inputs"] = {name: (kind, sha) for name, (kind, sha) in data["inputs"].items()}
+        data["components"] = tuple(data["components"])
+        data["disabled_plugins"] = tuple(data["disabled_plugins"])
+        return cls(**data)
+
+
+class EventProgress:
+    """Reports progress at most five times a second, and always at the end."""
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        self._emit = emit
+        self._last = 0.0
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """See ``types.context.Progress``."""
+        now = time.monotonic()
+        if done >= total or now - self._last >= 0.2:
+            self._last = now
+            self._emit({"event": "progress", "done": done, "total": total, "note": note})
+
+
+class Job:
+    """One stage at work: the ``StageContext`` that components see, and more for the stage functions."""
+
+    def __init__(self, spec: JobSpec, registry: Registry, emit: Callable[[dict[str, Any]], None], device: str) -> None:
+        self.spec = spec
+        self.registry = registry
+        self.emit = emit
+        self.device = device
+        self.seed = derive_seed(spec.seed, spec.kind, spec.digest)
+        self.store = Path(spec.store)
+        self.artifacts = Artifacts(self.store / "artifacts")
+        self.workdir = self.store / "work" / f"{spec.kind}-{spec.digest[:20]}"
+        self.progress = EventProgress(emit)
+        self.constitution = constitution_from(spec.constitution)
+        self._backends: dict[str, Backend] = {}
+        self._components: dict[str, Any] = {}
+        self._ledgers: dict[str, SQLiteLedger] = {}
+
+    # what components may use -------------------------------------------------------------------------------------
+
+    def backend(self, role: str) -> Backend:
+        """See ``StageContext``. Only one is open at a time: two models in memory are rarely wanted, and never fit."""
+        if role not in self._backends:
+            if role not in self.spec.models:
+                raise PluginError(f"no model in the role {role!r} here; there are {sorted(self.spec.models)}")
+            for other in self._backends.values():
+                other.close()
+            self._backends.clear()
+            spec = self.component_spec("backend")
+            options = {**spec["options"], "model": self.spec.models[role]}
+            self._backends[role] = build_component(self.registry, {**spec, "options": options}, self)
+        return self._backends[role]
+
+    def component(self, kind: str) -> Any:
+        """See ``StageContext``. A reward model is handed out fitted."""
+        if kind not in self._components:
+            built = build_component(self.registry, self.component_spec(kind), self)
+            if kind == "reward_model" and "reward" in self.spec.inputs:
+                built.load(self.input("reward").path / "model")
+            self._components[kind] = built
+        return self._components[kind]
+
+    # what stage functions use ------------------------------------------------------------------------------------
+
+    def component_spec(self, kind: str) -> dict[str, Any]:
+        """The chosen component of a kind, as the recipe has it."""
+        for spec in self.spec.components:
+            if spec["kind"] == kind:
+                return dict(spec)
+        raise PluginError(f"a component asked for a {kind} that it did not declare in `needs`")
+
+    def all_of(self, kind: str) -> list[tuple[dict[str, Any], Any]]:
+        """All chosen components of a kind, with their specs."""
+        specs = [dict(spec) for spec in self.spec.components if spec["kind"] == kind]
+        return [(spec, build_component(self.registry, spec, self)) for spec in specs]
+
+    def component_identity(self, kind: str) -> dict[str, Any]:
+        """What a unit's identity covers of a component."""
+        for entry in self.spec.identity["components"]:
+            if entry["kind"] == kind:
+                return dict(entry)
+        return {}
+
+    def input(self, name: str) -> Artifact:
+        """The artifact of an input."""
+        kind, sha = self.spec.inputs[name]
+        artifact = self.artifacts.find(kind, sha)
+        if artifact is None:
+            raise CAIError(f"the artifact {kind}-{sha[:20]} is missing or damaged", hint="give the same command again")
+        return artifact
+
+    def model_digest(self, role: str) -> str:
+        """Digest of the model in a role."""
+        return str(self.spec.identity["models"][role])
+
+    def ledger(self, name: str = "") -> SQLiteLedger:
+        """The ledger of this kind of stage."""
+        name = name or self.spec.kind
+        if name not in self._ledgers:
+            self._ledgers[name] = SQLiteLedger(self.store / "ledger" / f"{name}.sqlite")
+        return self._ledgers[name]
+
+    def unit_seed(self, *identity: Any) -> int:
+        """The seed of a unit, from the run's seed and the unit's identity alone."""
+        return derive_seed(self.spec.seed, *identity)
+
+    def close(self) -> None:
+        """Close backends and ledgers."""
+        for backend in self._backends.values():
+            backend.close()
+        for ledger in self._ledgers.values():
+            ledger.close()
+
+
+def constitution_to(constitution: Constitution) -> dict[str, Any]:
+    """As JSON, for a job and for results."""
+    return {
+        "id": constitution.id,
+        "version": constitution.version,
+        "title": constitution.title,
+        "licence": constitution.licence,
+        "source": constitution.source,
+        "digest": constitution.digest,
+        "principles": [
+            {
+                "id": p.id,
+                "critique": p.critique,
+                "revision": p.revision,
+                "comparison": p.comparison,
+                "weight": p.weight,
+                "tags": list(p.tags),
+            }
+            for p in constitution.principles
+        ],
+    }
+
+
+def constitution_from(data: Mapping[str, Any]) -> Constitution:
+    """The inverse of ``constitution_to``."""
+    principles = tuple(Principle(**{**p, "tags": tuple(p["tags"])}) for p in data["principles"])
+    return Constitution(
+        id=data["id"],
+        version=data["version"],
+        title=data["title"],
+        principles=principles,
+        licence=data["licence"],
+        source=data["source"],
+        digest=data["digest"],
+    )
+
+
+def settings_digest(value: Any) -> str:
+    """Short digest for names of folders."""
+    return digest(value)[:12]

@@ -1,0 +1,250 @@
+"""What a run would do: digests of all stages, which are there already, and why the others are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cai_core.constitution import load_constitution
+from cai_core.errors import CAIError, UserError, UserErrors
+from cai_core.pipeline.components import Resolver, build_component
+from cai_core.pipeline.graph import Graph, Stage, build_graph, identity_digest
+from cai_core.pipeline.models import ExternalModel, locate
+from cai_core.pipeline.tables import prompt_record
+from cai_core.recipe import RecipeFile
+from cai_core.registry import Registry
+from cai_core.store.artifacts import Artifacts
+from cai_core.store.canonical import derive_seed, digest
+from cai_core.types.principles import Constitution
+from cai_core.types.prompts import Prompt, PromptSource
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage with its digest. ``why`` is empty when the artifact is there."""
+
+    stage: Stage
+    digest: str
+    identity: Mapping[str, Any]
+    cached: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run before it runs."""
+
+    file: RecipeFile
+    graph: Graph
+    constitution: Constitution
+    models: Mapping[str, ExternalModel]
+    prompts: tuple[Prompt, ...]
+    stages: tuple[PlannedStage, ...]
+    run_id: str
+
+
+class _PromptContext:
+    """What a prompt source is handed: it runs before there is a worker, and asks no model."""
+
+    def __init__(self, constitution: Constitution, seed: int) -> None:
+        self.seed = derive_seed(seed, "prompts")
+        self.workdir = Path()
+        self.device = "cpu"
+        self.constitution = constitution
+        self.progress = self
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Loading prompts is quick; nothing is shown."""
+
+    def backend(self, role: str) -> Any:
+        """No model is open yet."""
+        raise UserError(f"a prompt source cannot ask the model {role!r}")
+
+    def component(self, kind: str) -> Any:
+        """Nothing is injected."""
+        raise UserError(f"a prompt source cannot use a {kind}")
+
+
+def make_plan(
+    file: RecipeFile, registry: Registry, store: Path, runs: Path, *, limit: int | None = None
+) -> Plan:
+    """Resolve everything and compute every digest. Raises ``UserErrors`` with all problems of the recipe."""
+    problems: list[UserError] = []
+    resolver = Resolver(registry)
+    resolver.check_options_section(file, problems)
+    constitution = _collect(
+        problems, lambda: load_constitution(file.recipe.constitution, file.folder), file.where(("constitution",))
+    )
+    empty = Constitution("", "", "", ())
+    graph = _collect(problems, lambda: build_graph(file, resolver, constitution or empty, limit=limit), "")
+    models = {}
+    names = {("models", role): name for role, name in file.recipe.models.items() if not name.startswith("@")}
+    for path, name in names.items():
+        where = file.where(path)
+        found = _collect(problems, partial(locate, name, file.folder, where, store / "model-digests.json"), where)
+        if found is not None:
+            models[name] = found
+    prompts: Sequence[Prompt] = ()
+    if graph is not None and constitution is not None:
+        for stage in graph.stages:
+            if stage.kind == "prompts":
+                spec = stage.components[0].as_dict()
+                context = _PromptContext(constitution, file.recipe.seed)
+                source = file.where(("prompts",))
+                loaded = _collect(problems, partial(_load_prompts, registry, spec, context), source)
+                prompts = _checked_prompts(loaded or (), source, problems, limit)
+        for name in graph.external_models():
+            if name not in models:
+                where = file.where(("evaluate", "models"))
+                found = _collect(
+                    problems, partial(locate, name, file.folder, where, store / "model-digests.json"), where
+                )
+                if found is not None:
+                    models[name] = found
+    if problems:
+        unique = {str(problem): problem for problem in problems}
+        raise UserErrors(list(unique.values()))
+    assert graph is not None  # no problem was collected
+    assert constitution is not None
+    return _with_digests(file, graph, constitution, models, tuple(prompts), store, runs)
+
+
+def _with_digests(
+    file: RecipeFile,
+    graph: Graph,
+    constitution: Constitution,
+    models: Mapping[str, ExternalModel],
+    prompts: tuple[Prompt, ...],
+    store: Path,
+    runs: Path,
+) -> Plan:
+    artifacts = Artifacts(store / "artifacts")
+    external = {name: model.digest for name, model in models.items()}
+    previous = _previous_identities(runs, file.recipe.name)
+    digests: dict[str, str] = {}
+    planned = []
+    for stage in graph.stages:
+        identity = graph.identity(stage, digests, external)
+        if stage.kind == "prompts":
+            identity["content"] = digest([prompt_record(prompt) for prompt in prompts])
+        sha = digests[stage.id] = identity_digest(identity)
+        cached = artifacts.find(stage.kind, sha) is not None
+        why = ""
+        if not cached:
+            why = "damaged" if artifacts.damaged(stage.kind, sha) else _why(stage, identity, previous, digests)
+        planned.append(PlannedStage(stage, sha, identity, cached, why))
+    short = digest(sorted(digests.items()))[:8]
+    return Plan(file, graph, constitution, models, prompts, tuple(planned), f"{file.recipe.name}-{short}")
+
+
+def _collect(problems: list[UserError], action: Callable[[], T], where: str) -> T | None:
+    """The result of ``action``, or None with its user errors added to ``problems``."""
+    try:
+        return action()
+    except UserErrors as error:
+        problems.extend(error.problems)
+    except UserError as error:
+        problems.append(UserError(error.message, where=error.where or where, hint=error.hint))
+    except CAIError:
+        raise
+    return None
+
+
+def _load_prompts(registry: Registry, spec: dict[str, Any], context: _PromptContext) -> Sequence[Prompt]:
+    source: PromptSource = build_component(registry, spec, context)
+    return source.load()
+
+
+def _checked_prompts(
+    prompts: Sequence[Prompt], where: str, problems: list[UserError], limit: int | None
+) -> list[Prompt]:
+    seen: set[str] = set()
+    kept: list[Prompt] = []
+    counts: dict[tuple[str, str], int] = {}
+    for prompt in prompts:
+        if prompt.id in seen:
+            problems.append(UserError(f"two prompts have the id {prompt.id!r}", where=where, hint="ids are unique"))
+            break
+        seen.add(prompt.id)
+        if not prompt.messages or prompt.messages[-1].role != "user":
+            problems.append(UserError(f"the prompt {prompt.id!r} does not end on a user turn", where=where))
+            break
+        group = (prompt.kind, prompt.split)
+        counts[group] = counts.get(group, 0) + 1
+        if limit is None or counts[group] <= limit:
+            kept.append(prompt)
+    return kept
+
+
+def latest_run(runs: Path, recipe_name: str) -> dict[str, Any] | None:
+    """``run.json`` of the newest run of a recipe."""
+    found = []
+    if runs.is_dir():
+        for path in runs.glob("*/run.json"):
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if record.get("recipe_name") == recipe_name:
+                found.append((path.stat().st_mtime_ns, record))
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def _previous_identities(runs: Path, recipe_name: str) -> dict[str, dict[str, Any]]:
+    record = latest_run(runs, recipe_name) or {}
+    return {stage["id"]: stage for stage in record.get("stages", []) if "identity" in stage}
+
+
+def _why(
+    stage: Stage, identity: Mapping[str, Any], previous: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]
+) -> str:
+    before = previous.get(stage.id)
+    if before is None:
+        return "not run yet"
+    changes = list(_differences(before["identity"], identity, ""))
+    if not changes:
+        return "not finished yet" if before.get("status") not in ("ok", "partial") else "its artifact is gone"
+    named = []
+    for path, old, new in changes:
+        if path.startswith(("inputs.", "models.")):
+            role = path.partition(".")[2]
+            source = stage.inputs.get(role) or (stage.models[role].stage if role in stage.models else "")
+            named.append(f"{source or role} changed")
+        else:
+            named.append(f"{path}: {_short(old)} -> {_short(new)}")
+    return "; ".join(dict.fromkeys(named))
+
+
+def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}):
+            found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    if path == "components" and isinstance(old, list) and isinstance(new, list):
+        was = {(c["kind"], c["id"]) if c["kind"] in ("evaluator", "reporter") else c["kind"]: c for c in old}
+        now = {(c["kind"], c["id"]) if c["kind"] in ("evaluator", "reporter") else c["kind"]: c for c in new}
+        found = []
+        for key in {**was, **now}:
+            name = key if isinstance(key, str) else f"{key[0]} {key[1]}"
+            if key not in was or key not in now:
+                found.append((name, "absent" if key not in was else "present", "present" if key in now else "absent"))
+            else:
+                found += _differences(
+                    {"id": was[key]["id"], "revision": was[key]["revision"], **was[key]["options"]},
+                    {"id": now[key]["id"], "revision": now[key]["revision"], **now[key]["options"]},
+                    name,
+                )
+        return found
+    return [] if old == new else [(path, old, new)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,317 @@
+"""The results of a run as one JSON value, documented in ``docs/reference/results.md``: what reporters are given.
+
+Every number comes from an artifact of the run. What is missing, failed or too small to conclude anything stands in
+``findings``, first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cai_core import __version__
+from cai_core.pipeline.compare import compare_all
+from cai_core.pipeline.job import Job
+from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, LABELS, PROMPTS
+from cai_core.store.artifacts import Artifact
+from cai_core.store.tables import read_table
+
+SCHEMA_VERSION = 1
+CHANCE = 0.5  # two options
+EMBED = 500  # chains, pairs and samples that a report embeds; the tables hold all
+
+
+def build_results(job: Job) -> dict[str, Any]:
+    """Collect the results from the artifacts that the report stage has as inputs."""
+    artifacts = {name: job.input(name) for name in job.spec.inputs}
+    recipe = dict(job.spec.recipe or {})
+    metrics, models = _metrics(artifacts)
+    comparisons = compare_all(metrics, models, job.spec.seed)
+    labels = _labels(artifacts)
+    audit = _audit(artifacts)
+    stages = [_stage(name, artifact) for name, artifact in artifacts.items()]
+    results: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "title": job.spec.settings["title"],
+        "status": "partial" if any(stage["failed"] for stage in stages) else "ok",
+        "run": {"id": recipe.get("run_id", ""), "recipe_name": recipe.get("name", ""), "path": ""},
+        "recipe_text": recipe.get("text", ""),
+        "constitution": dict(job.spec.constitution),
+        "models": [{"name": m, "label": _model_label(m), **recipe.get("model_sources", {}).get(m, {})} for m in models],
+        "metrics": _merge(metrics, models),
+        "comparisons": comparisons,
+        "audit": audit,
+        "labels": labels,
+        "chains": _chains(artifacts),
+        "pairs": _pairs(artifacts),
+        "curves": _curves(artifacts),
+        "samples": _samples(artifacts, models),
+        "stages": stages,
+        "provenance": {
+            "cai_version": __version__,
+            "components": recipe.get("components", []),
+            "seed": job.spec.seed,
+            "environment": recipe.get("environment", {}),
+            "data": _data(artifacts),
+            "command": recipe.get("command", ""),
+        },
+    }
+    results["findings"] = _findings(results)
+    return results
+
+
+def _of_kind(artifacts: Mapping[str, Artifact], kind: str) -> list[tuple[str, Artifact]]:
+    return [(name, artifact) for name, artifact in artifacts.items() if artifact.kind == kind]
+
+
+def _load(artifact: Artifact, name: str) -> Any:
+    return json.loads((artifact.path / name).read_text(encoding="utf-8"))
+
+
+def _metrics(artifacts: Mapping[str, Artifact]) -> tuple[list[dict[str, Any]], list[str]]:
+    for _, artifact in _of_kind(artifacts, "evaluate"):
+        return _load(artifact, "metrics.json"), list(artifact.identity["settings"]["models"])
+    return [], []
+
+
+def _merge(metrics: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for metric in metrics:
+        entry = merged.setdefault(
+            metric["id"],
+            {key: metric[key] for key in ("id", "label", "evaluator", "direction", "unit", "note")} | {"values": {}},
+        )
+        if metric["model"] in models:
+            keys = ("value", "low", "high", "n", "failed", "interval")
+            entry["values"][metric["model"]] = {key: metric[key] for key in keys}
+    return list(merged.values())
+
+
+def _model_label(name: str) -> str:
+    kind, _, tag = name.partition("[")
+    words = {"base": "base model", "sft": "SL-CAI (SFT)", "rl": "RL-CAI (RL)"}
+    label = words.get(kind, name)
+    return f"{label} {tag.rstrip(']')}" if tag and kind in words else label
+
+
+def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
+    info = artifact.info
+    components = [c for c in artifact.identity["components"] if c["kind"] != "backend"]
+    return {
+        "name": name,
+        "kind": artifact.kind,
+        "status": "partial" if info.get("failed") else "ok",
+        "component": ", ".join(c["id"] for c in components),
+        "digest": artifact.digest,
+        "seconds": info.get("seconds"),
+        "peak_mb": info.get("peak_mb"),
+        "ok": info.get("ok", 0),
+        "failed": info.get("failed", {}),
+        "tokens_in": info.get("tokens_in", 0),
+        "tokens_out": info.get("tokens_out", 0),
+        "notes": list(info.get("notes", [])),
+    }
+
+
+def _audit(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    for _, artifact in _of_kind(artifacts, "audit"):
+        metrics = {m["id"]: m for m in _load(artifact, "metrics.json")}
+        accuracy = metrics.get("audit.accuracy")
+        if accuracy is None:
+            return None
+        labeler: Mapping[str, Any] = next((c for c in artifact.identity["components"] if c["kind"] == "labeler"), {})
+        rows = list(read_table(artifact.path / "rows.parquet", EVAL_ROWS))
+        return {
+            "labeler": labeler.get("id", ""),
+            "settings": labeler.get("options", {}),
+            "data": accuracy["note"],
+            "n": accuracy["n"],
+            "failed": accuracy["failed"],
+            "accuracy": _interval(accuracy),
+            "flip_rate": _value(metrics, "audit.flip_rate"),
+            "mass": _value(metrics, "audit.mass"),
+            "mean_p_gap": _value(metrics, "audit.gap"),
+            "length_baseline": _value(metrics, "audit.length_baseline"),
+            "verdict": verdict(accuracy),
+            "by_category": [
+                {"category": m["id"].removeprefix("audit.accuracy."), "n": m["n"], "accuracy": _interval(m)}
+                for m in metrics.values()
+                if m["id"].startswith("audit.accuracy.")
+            ],
+            "rows": [
+                {"id": row["id"], **{k: row["payload"].get(k) for k in ("category", "prompt", "better", "worse")}}
+                | {k: (row["values"] or {}).get(k) for k in ("p_better", "p_better_first", "p_better_second")}
+                for row in rows[:EMBED]
+            ],
+        }
+    return None
+
+
+def verdict(accuracy: Mapping[str, Any]) -> str:
+    """Is the judge better than a coin? Only an interval that excludes 50 % says so."""
+    if accuracy["low"] is None:
+        return "at chance"
+    if accuracy["low"] > CHANCE:
+        return "above chance"
+    return "below chance" if accuracy["high"] < CHANCE else "at chance"
+
+
+def _interval(metric: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: metric[key] for key in ("value", "low", "high", "n", "interval")}
+
+
+def _value(metrics: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
+    return metrics[name]["value"] if name in metrics else None
+
+
+def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    for _, artifact in _of_kind(artifacts, "label"):
+        return dict(artifact.info["labels"])
+    return None
+
+
+def _chains(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for _, artifact in _of_kind(artifacts, "revise"):
+        rows += [row for row in read_table(artifact.path / "chains.parquet", CHAINS) if row["kind"] == "red_team"]
+    return [{**row, "rounds": row["rounds"] or []} for row in rows]
+
+
+def _pairs(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    rows = []
+    for name, artifact in _of_kind(artifacts, "label"):
+        several = len(_of_kind(artifacts, "label")) > 1
+        for row in read_table(artifact.path / "labels.parquet", LABELS):
+            row = {**row, "principles": row["principles"] or [], "evidence": row["evidence"] or {}}
+            rows.append({**row, "id": f"{name}/{row['id']}" if several else row["id"]})
+    return rows
+
+
+def _curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    titles = {"sft": ("loss", "SFT loss"), "reward": ("loss", "Preference-model loss"), "rl": ("reward", "RL reward")}
+    curves = []
+    for name, artifact in artifacts.items():
+        if artifact.kind not in titles:
+            continue
+        curve = _load(artifact, "training.json")["curve"]
+        main, title = titles[artifact.kind]
+        wanted = [main, "kl"] if artifact.kind == "rl" else [main]
+        for value in wanted:
+            points = [(row["step"], row[value]) for row in curve if value in row and "step" in row]
+            if points:
+                label = {"kl": "KL to the reference (nats)", "loss": "loss (nats)", "reward": "reward (no unit)"}[value]
+                curves.append(
+                    {
+                        "id": f"{name}.{value}",
+                        "title": f"{title} ({name})" if value == main else f"KL during RL ({name})",
+                        "x_label": "step",
+                        "y_label": label,
+                        "note": f"{len(points)} logged steps of the stage {name}",
+                        "series": [{"name": value, "x": [x for x, _ in points], "y": [y for _, y in points]}],
+                    }
+                )
+    return curves
+
+
+def _samples(artifacts: Mapping[str, Artifact], models: Sequence[str]) -> list[dict[str, Any]]:
+    samples: dict[str, dict[str, Any]] = {}
+    for name, artifact in _of_kind(artifacts, "answers"):
+        model = name.removeprefix("answers[").removesuffix("]")
+        for row in read_table(artifact.path / "answers.parquet", ANSWERS):
+            entry = samples.setdefault(
+                row["prompt_id"],
+                {"prompt_id": row["prompt_id"], "kind": row["kind"], "prompt": row["prompt"], "answers": {}},
+            )
+            entry["answers"][model] = row["text"]
+    return list(samples.values())
+
+
+def _data(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    found = []
+    for name, artifact in _of_kind(artifacts, "prompts"):
+        counts: dict[str, int] = {}
+        for row in read_table(artifact.path / "prompts.parquet", PROMPTS):
+            key = f"{row['kind']} {row['split']}"
+            counts[key] = counts.get(key, 0) + 1
+        found += [{"name": f"{name}: {key}", "digest": artifact.digest, "n": n} for key, n in sorted(counts.items())]
+    return found
+
+
+def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    findings = []
+    audit = results["audit"]
+    if audit and audit["verdict"] != "above chance":
+        accuracy = audit["accuracy"]
+        findings.append(
+            _finding(
+                "warning",
+                f"The judge is {audit['verdict']}: its labels carry no usable signal",
+                f"On {audit['n']} labelled comparisons the labeler agrees with the label "
+                f"{_percent(accuracy['value'])} of the time, interval {_percent(accuracy['low'])} to "
+                f"{_percent(accuracy['high'])}, and 50 % is a coin. What the preference model and RL learnt from it "
+                "is noise, whatever the numbers below say. Use a larger judge.",
+            )
+        )
+    elif audit:
+        accuracy = audit["accuracy"]
+        findings.append(
+            _finding(
+                "info",
+                "The judge is better than a coin on the audit set",
+                f"{_percent(accuracy['value'])} of {audit['n']} labelled comparisons, interval "
+                f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])}; the answer changes with the order of "
+                f"the options in {_percent(audit['flip_rate'])} of them.",
+            )
+        )
+    elif results["pairs"]:
+        findings.append(
+            _finding("warning", "The judge was not audited", "No accuracy is known for the labels; set `label.audit`.")
+        )
+    comparisons = results["comparisons"]
+    certain = [row for row in comparisons if row["conclusive"]]
+    if comparisons and not certain:
+        findings.append(
+            _finding(
+                "warning",
+                "No difference between the models can be concluded",
+                f"None of {len(comparisons)} paired comparisons with the base model is significant after Holm's "
+                "correction at 5 %. The differences in the table are what chance alone could give at these n.",
+            )
+        )
+    for row in certain:
+        findings.append(
+            _finding(
+                "info",
+                f"{row['label']}: {row['b']} differs from {row['a']} by {row['difference']:+.3f}",
+                f"95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']}, {row['test']} "
+                f"p = {row['p_holm']:.3g} after Holm. "
+                + _direction_note(row, results["metrics"]),
+            )
+        )
+    failed = {stage["name"]: stage["failed"] for stage in results["stages"] if stage["failed"]}
+    if failed:
+        text = "; ".join(
+            f"{name}: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()) for name, kinds in failed.items()
+        )
+        findings.append(_finding("warning", "Some units have no result", f"They are rows with their reason. {text}."))
+    for stage in results["stages"]:
+        for note in stage["notes"]:
+            findings.append(_finding("info", f"Note of the stage {stage['name']}", note))
+    return findings
+
+
+def _direction_note(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+    metric = next((m for m in metrics if m["id"] == row["metric"]), None)
+    if metric is None or metric["direction"] == "none":
+        return metric["note"] if metric else ""
+    better = (row["difference"] > 0) == (metric["direction"] == "higher")
+    return f"That is {'better' if better else 'worse'}. {metric['note']}"
+
+
+def _finding(level: str, title: str, text: str) -> dict[str, str]:
+    return {"level": level, "title": title, "text": text}
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,169 @@
+"""``label``: AI preference labels, P(A preferred), with the principle drawn per comparison (section 4.1)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import PluginError, UserError
+from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
+from cai_core.pipeline.job import Job
+from cai_core.pipeline.stages.generate import failure_record
+from cai_core.pipeline.tables import LABELS, PAIRS
+from cai_core.store.ledger import Row
+from cai_core.store.tables import read_table, write_table
+from cai_core.types.labeler import Comparison, Label
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import conversation
+
+
+class _Label:
+    def __init__(self, job: Job, rows: Sequence[dict[str, Any]]) -> None:
+        self.job = job
+        self.pairs = rows
+        self.labeler = job.component("labeler")
+        self.sampler = job.component("principle_sampler")
+        self.principles = [p for p in job.constitution.principles if p.comparison]
+        if not self.principles:
+            raise UserError(
+                "no principle has a comparison text",
+                where=f"constitution {job.constitution.id}",
+                hint="give at least one principle a `comparison`",
+            )
+        self.rows: dict[str, Row] = {}
+        self.drawn: dict[str, list[str]] = {}
+
+    def initial(self) -> Iterable[Unit[Comparison]]:
+        for pair in self.pairs:
+            messages = conversation(pair["prompt"])
+            prompt = Prompt(pair["id"], messages)
+            rng = random.Random(self.job.unit_seed("principle", pair["id"], "label"))
+            drawn = self.sampler.sample(self.principles, prompt=prompt, step="comparison", index=0, rng=rng)
+            self.drawn[pair["id"]] = [p.id for p in drawn]
+            seed = self.job.unit_seed("label", pair["id"])
+            comparison = Comparison(pair["id"], messages, pair["a"], pair["b"], tuple(drawn), seed)
+            identity = {
+                "unit": f"label/{pair['id']}",
+                "prompt": pair["prompt"],
+                "a": pair["a"],
+                "b": pair["b"],
+                "principles": [p.comparison for p in drawn],
+                "constitution": self.job.constitution.digest,
+                "labeler": self.job.component_identity("labeler"),
+                "backend": self.job.component_identity("backend"),
+                "model": self.job.model_digest("judge"),
+                "seed": self.job.spec.seed,
+            }
+            yield Unit(pair["id"], identity, comparison)
+
+    def run(self, units: Sequence[Unit[Comparison]]) -> Iterator[tuple[str, Outcome]]:
+        for label in self.labeler.label([unit.work for unit in units]):
+            yield label.id, label_outcome(label)
+
+    def follow(self, unit: Unit[Comparison], row: Row) -> Iterable[Unit[Comparison]]:
+        self.rows[unit.name] = row
+        return ()
+
+
+def label_outcome(label: Label) -> Outcome:
+    """A label as an outcome; one that breaks the contract is the plugin's fault, never data."""
+    payload = {"p_a": label.p_a, "evidence": dict(label.evidence), "tokens_in": label.evidence.get("tokens_in", 0)}
+    if label.failure is None and (label.p_a is None or not 0 <= label.p_a <= 1):
+        raise PluginError(f"the labeler gave p_a = {label.p_a!r} for {label.id!r}; it must lie in [0, 1]")
+    return Outcome(payload, label.failure)
+
+
+def run_label(job: Job, folder: Path) -> dict[str, Any]:
+    """Writes ``labels.parquet``: every pair with its label or the reason why there is none."""
+    pairs = list(read_table(job.input("pairs").path / "pairs.parquet", PAIRS))
+    stage = _Label(job, [pair for pair in pairs if not pair["failure"]])
+    tally = LocalExecutor().run(stage, job.ledger(), job.progress, total=len(stage.pairs))
+    rows = []
+    for pair in pairs:
+        row = stage.rows.get(pair["id"])
+        if row is None:
+            rows.append({**pair, "p_a": None})
+            continue
+        rows.append(
+            {
+                **pair,
+                "p_a": row.payload["p_a"] if not row.failure else None,
+                "principles": stage.drawn[pair["id"]],
+                "evidence": row.payload["evidence"],
+                "failure": failure_record(row.failure),
+            }
+        )
+    write_table(folder / "labels.parquet", LABELS, rows)
+    return {**tally.as_info(), "labels": label_statistics(rows)}
+
+
+def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a reader must know about a set of labels: counts, entropy, position bias, flips, length preference.
+
+    entropy: mean binary entropy in nats (0.693 = no opinion). position_bias: mean of P(first shown preferred) - 0.5.
+    flip_rate: share of pairs whose preferred answer changes with the order. longer_preferred: share of pairs of
+    unequal length whose longer answer has p > 0.5. All null without labels.
+    """
+    labelled = [row for row in rows if row.get("p_a") is not None]
+    failed: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if row.get("failure"):
+            failed[row["failure"]["kind"]] += 1
+    both = [row for row in labelled if _orders(row) is not None]
+    unequal = [row for row in labelled if len(row["a"]) != len(row["b"])]
+    longer = [(row["p_a"] > 0.5) == (len(row["a"]) > len(row["b"])) for row in unequal if row["p_a"] != 0.5]
+    by_principle: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in labelled:
+        for principle in row.get("principles") or ():
+            by_principle[principle].append(row)
+    return {
+        "n": len(labelled),
+        "failed": dict(sorted(failed.items())),
+        "entropy": _mean([_entropy(row["p_a"]) for row in labelled]),
+        "mean_p": _mean([row["p_a"] for row in labelled]),
+        "mean_gap": _mean([abs(row["p_a"] - 0.5) for row in labelled]),
+        "mass": _mean([row["evidence"]["mass"] for row in labelled if "mass" in (row.get("evidence") or {})]),
+        "position_bias": _mean([_bias(row) for row in both]),
+        "flip_rate": _mean([_flips(row) for row in both]),
+        "longer_preferred": _mean([float(value) for value in longer]),
+        "by_principle": [
+            {
+                "id": principle,
+                "n": len(group),
+                "mean_gap": _mean([abs(row["p_a"] - 0.5) for row in group]),
+                "flip_rate": _mean([_flips(row) for row in group if _orders(row) is not None]),
+            }
+            for principle, group in sorted(by_principle.items())
+        ],
+    }
+
+
+def _orders(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    evidence = row.get("evidence") or {}
+    if "p_a_first" in evidence and "p_a_second" in evidence:
+        return float(evidence["p_a_first"]), float(evidence["p_a_second"])
+    return None
+
+
+def _bias(row: Mapping[str, Any]) -> float:
+    first, second = _orders(row) or (0.5, 0.5)
+    return (first + (1 - second)) / 2 - 0.5
+
+
+def _flips(row: Mapping[str, Any]) -> float:
+    first, second = _orders(row) or (0.5, 0.5)
+    return float((first > 0.5) != (second > 0.5))
+
+
+def _entropy(p: float) -> float:
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+

@@ -1,0 +1,67 @@
+"""``sft``, ``reward`` and ``rl``: training, by components that write a complete model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import PluginError, UserError
+from cai_core.pipeline.job import Job
+from cai_core.pipeline.tables import EXAMPLES, LABELS, read_prompts
+from cai_core.store.canonical import canonical, write_json
+from cai_core.store.tables import read_table
+from cai_core.types.records import conversation
+from cai_core.types.reward import Preference
+from cai_core.types.trainer import Example, TrainResult
+
+
+def run_sft(job: Job, folder: Path) -> dict[str, Any]:
+    """Trains on the revisions and the helpful answers (section 3.2); writes ``model/`` and ``training.json``."""
+    rows = read_table(job.input("revise").path / "examples.parquet", EXAMPLES)
+    examples = [Example(row["id"], conversation(row["messages"]), row["source"]) for row in rows]
+    if not examples:
+        raise UserError("no example to train on: every chain of `revise` failed", hint="see the revise stage's rows")
+    result = job.component("trainer").train(Path(job.spec.models["sft_base"]), examples, folder / "model")
+    return _finish(folder, result, {"ok": len(examples)})
+
+
+def run_reward(job: Job, folder: Path) -> dict[str, Any]:
+    """Fits the reward model on the soft labels (section 4.1); writes ``model/`` and ``training.json``."""
+    rows = list(read_table(job.input("label").path / "labels.parquet", LABELS))
+    preferences = [
+        Preference(row["id"], conversation(row["prompt"]), row["a"], row["b"], row["p_a"], source="ai")
+        for row in rows
+        if row["p_a"] is not None
+    ]
+    if not preferences:
+        raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")
+    model = job.component("reward_model")
+    result = model.fit(Path(job.spec.models["reward_base"]), preferences, folder / "model")
+    return _finish(folder, result, {"ok": len(preferences), "unlabelled": len(rows) - len(preferences)})
+
+
+def run_rl(job: Job, folder: Path) -> dict[str, Any]:
+    """Improves the policy against the reward on the train prompts (section 4.1)."""
+    prompts = [p for p in read_prompts(job.input("prompts").path / "prompts.parquet") if p.split == "train"]
+    reward = job.component("reward_model")
+    algorithm = job.component("rl_algorithm")
+    result = algorithm.train(Path(job.spec.models["policy"]), prompts, reward, folder / "model")
+    return _finish(folder, result, {"ok": len(prompts)})
+
+
+def _finish(folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:
+    if not any((folder / "model").iterdir()):
+        raise PluginError("the training component wrote no model")
+    record = {
+        "metrics": {k: float(v) for k, v in result.metrics.items()},
+        "curve": [{k: float(v) for k, v in row.items()} for row in result.curve],
+        "notes": list(result.notes),
+        "extra": dict(result.extra),
+    }
+    try:
+        canonical(record)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"the training component reported what is not JSON: {error}") from error
+    write_json(folder / "training.json", record)
+    return {**counts, "metrics": record["metrics"], "notes": record["notes"]}

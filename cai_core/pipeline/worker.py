@@ -1,0 +1,133 @@
+"""The worker process: runs one stage from a serialised job and leaves an artifact.
+
+Started as ``python -m cai_core.worker JOB``. It speaks JSON lines on the standard output it was given; everything that
+libraries print goes to standard error, which the run keeps as the stage's log. Memory is freed when it ends, a crash
+stays in it, and it ends when its parent does: its standard input is a pipe that then closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserErrors
+from cai_core.pipeline.job import Job, JobSpec
+from cai_core.plugins import load_plugins
+from cai_core.registry import Registry
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job file named by the only argument. Returns the exit code."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    _die_with_parent()
+    signal.signal(signal.SIGINT, _cancel)
+    signal.signal(signal.SIGTERM, _cancel)
+
+    def emit(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event, allow_nan=False) + "\n")
+
+    try:
+        run_job(JobSpec.read(Path(arguments[0])), emit)
+    except CAIError as error:
+        problems = error.problems if isinstance(error, UserErrors) else [error]
+        emit({"event": "error", "code": error.exit_code, "problems": [_described(item) for item in problems]})
+        traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        emit({"event": "error", "code": Cancelled.exit_code, "problems": [_described(Cancelled("stopped"))]})
+        return Cancelled.exit_code
+    except BaseException as error:
+        emit({"event": "error", "code": 1, "problems": [_described(_translated(error))]})
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run_job(spec: JobSpec, emit: Any) -> None:
+    """Run the stage function and commit its artifact."""
+    from cai_core.pipeline.stages import STAGES
+
+    start = time.monotonic()
+    registry = Registry(load_plugins(disable=spec.disabled_plugins))
+    job = Job(spec, registry, emit, pick_device(spec.device))
+    folder = job.artifacts.begin(spec.kind, spec.digest)
+    try:
+        job.workdir.mkdir(parents=True, exist_ok=True)
+        info = STAGES[spec.kind](job, folder)
+        info["seconds"] = round(time.monotonic() - start, 1)
+        info["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
+        job.artifacts.commit(folder, spec.kind, spec.digest, spec.identity, info)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        job.close()
+    shutil.rmtree(job.workdir, ignore_errors=True)
+    emit({"event": "done", "info": info})
+
+
+def pick_device(wanted: str) -> str:
+    """ "cpu" or "cuda"; "auto" takes a GPU that works."""
+    if wanted != "auto":
+        return wanted
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return "cpu"  # spares stages without a model the seconds that importing torch takes
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _die_with_parent() -> None:
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _cancel(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt  # not an Exception: libraries that catch those let it through
+
+
+def _translated(error: BaseException) -> CAIError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return EnvironmentProblem(
+            "no space left on the disk",
+            where=str(error.filename or ""),
+            hint="free some space and give the same command again: everything committed is kept",
+        )
+    text = str(error)
+    if "No space left" in text or "os error 28" in text or "File too large" in text:
+        return EnvironmentProblem(
+            f"no space left on the disk ({text})",
+            hint="free some space and give the same command again: everything committed is kept",
+        )
+    if isinstance(error, MemoryError):
+        return EnvironmentProblem("out of memory", hint="use smaller batches or a smaller model")
+    return CAIError(f"{type(error).__name__}: {text}", hint="the stage's log has the traceback")
+
+
+def _described(error: CAIError) -> dict[str, Any]:
+    return {
+        "message": error.message,
+        "where": error.where,
+        "hint": error.hint,
+        "code": error.exit_code,
+        "cancelled": isinstance(error, Cancelled),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,145 @@
+"""The ledger: one row per finished unit of work, payload or typed error, never changed once recorded.
+
+One SQLite file per kind of stage, written by the one worker process of the stage that runs (the store's lock sees to
+that). Write-ahead log and ``synchronous=NORMAL``: a kill at any instant loses no committed row; a power cut may lose
+the last few. A rowid table with a unique index: random keys in a WITHOUT ROWID table slow down as it grows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cai_core.errors import EnvironmentProblem
+from cai_core.store.canonical import canonical
+from cai_core.types.records import UnitFailure
+
+SCHEMA_VERSION = 1
+_KEYS_PER_QUERY = 500  # SQLite's default limit on variables was 999 in older builds
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One finished unit. ``payload`` is JSON; for a failure it may hold what was seen before it failed."""
+
+    key: str
+    unit: str
+    payload: Mapping[str, Any]
+    failure: UnitFailure | None = None
+
+
+class Ledger(Protocol):
+    """What the unit loop needs from a ledger."""
+
+    def done(self, keys: Sequence[str]) -> dict[str, Row]:
+        """The recorded rows among ``keys``."""
+        ...
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Record finished units durably before returning. A key that is there already is left as it is."""
+        ...
+
+    def scan(self) -> Iterator[Row]:
+        """All rows in the order they were recorded, in constant memory."""
+        ...
+
+
+class SQLiteLedger:
+    """``Ledger`` in one file on a local disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, SCHEMA_VERSION):
+                raise EnvironmentProblem(
+                    f"the ledger has schema {version}, this version reads {SCHEMA_VERSION}",
+                    where=str(path),
+                    hint="use the cai-core version that wrote it, or another --store",
+                )
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS units (id INTEGER PRIMARY KEY, key TEXT NOT NULL, unit TEXT NOT NULL,"
+                " payload TEXT NOT NULL, error_kind TEXT, error TEXT)"
+            )
+            self._db.execute("CREATE UNIQUE INDEX IF NOT EXISTS units_key ON units(key)")
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except (sqlite3.Error, OSError) as error:
+            raise _problem(path, error) from error
+
+    def done(self, keys: Sequence[str]) -> dict[str, Row]:
+        """See ``Ledger``."""
+        found: dict[str, Row] = {}
+        try:
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                some = list(keys[start : start + _KEYS_PER_QUERY])
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, unit, payload, error_kind, error FROM units WHERE key IN ({marks})"
+                for record in self._db.execute(query, some):
+                    row = _row(record)
+                    found[row.key] = row
+        except sqlite3.Error as error:
+            raise _problem(self.path, error) from error
+        return found
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """See ``Ledger``. All of ``rows`` are committed together."""
+        records = [
+            (
+                row.key,
+                row.unit,
+                canonical(dict(row.payload)),
+                row.failure.kind if row.failure else None,
+                # a lone surrogate from a model or a data set cannot be stored as UTF-8
+                row.failure.message.encode("utf-8", "backslashreplace").decode() if row.failure else None,
+            )
+            for row in rows
+        ]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "INSERT OR IGNORE INTO units (key, unit, payload, error_kind, error) VALUES (?,?,?,?,?)", records
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise _problem(self.path, error) from error
+
+    def scan(self) -> Iterator[Row]:
+        """See ``Ledger``."""
+        query = "SELECT key, unit, payload, error_kind, error FROM units ORDER BY id"
+        for record in self._db.execute(query):
+            yield _row(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def _row(record: tuple[str, str, str, Any, Any]) -> Row:
+    key, unit, payload, kind, message = record
+    failure = UnitFailure(kind, message) if kind else None
+    return Row(key, unit, json.loads(payload), failure)
+
+
+def _problem(path: Path, error: Exception) -> EnvironmentProblem:
+    text = str(error)
+    if "disk is full" in text or getattr(error, "errno", None) == 28:
+        return EnvironmentProblem(
+            "no space left on the disk",
+            where=str(path),
+            hint="free some space and give the same command again: all committed rows are kept",
+        )
+    if "malformed" in text or "not a database" in text:
+        return EnvironmentProblem(
+            f"the ledger is damaged ({text})", where=str(path), hint="move the file away; its units will be run again"
+        )
+    return EnvironmentProblem(f"cannot use the ledger: {text}", where=str(path), hint="check the folder's permissions")

@@ -1,0 +1,108 @@
+"""Backends: text in, text or log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cai_core.types.records import ModelInput, UnitFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw tokens. ``temperature=0`` is greedy. The paper samples at T = 1 throughout (section 2)."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One completion. Its random numbers come from ``seed`` alone, whatever else is in the batch.
+
+    shared_prefix: number of leading messages that other requests share (a hint; results never depend on it).
+    parent: id of the request whose input this one extends (a hint likewise).
+    """
+
+    id: str
+    input: ModelInput
+    sampling: Sampling
+    seed: int
+    shared_prefix: int = 0
+    parent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to a ``GenerateRequest``: text without special tokens, prefill or stop string; or a failure."""
+
+    id: str
+    text: str
+    finish: Literal["stop", "length", "error"]
+    tokens_in: int = 0
+    tokens_out: int = 0
+    failure: UnitFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Log-probabilities of each continuation after ``input`` (and its prefill)."""
+
+    id: str
+    input: ModelInput
+    continuations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """``logprobs[i]``: sum over the tokens of ``continuations[i]`` of log P(token | before), in nats; ``tokens[i]``
+    their number. Or a failure, with both empty."""
+
+    id: str
+    logprobs: tuple[float, ...]
+    tokens: tuple[int, ...]
+    tokens_in: int = 0
+    failure: UnitFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. ``live_weights``: ``update_weights`` works (rollouts of a policy under training)."""
+
+    generate: bool = True
+    score: bool = False
+    prefix_reuse: bool = False
+    live_weights: bool = False
+
+
+class Backend(Protocol):
+    """A model that can be asked. Built in the worker process, closed by the pipeline.
+
+    Results may come in any order, one per request, as they finish. An input longer than the context is a
+    ``too_long`` failure of that request alone. Nothing else may be raised for a single bad request.
+    """
+
+    capabilities: Capabilities
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that input and output may have together."""
+        ...
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+        """Yield one completion per request as they finish."""
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:
+        """Yield one score per request. Raises ``CAIError`` when the backend cannot score at all."""
+        ...
+
+    def update_weights(self, version: int) -> None:
+        """Use the bound policy's weights of this version from now on. ``NotImplementedError`` where unsupported."""
+        ...
+
+    def close(self) -> None:
+        """Free memory, files and sockets. May be called twice."""
+        ...

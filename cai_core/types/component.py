@@ -1,0 +1,37 @@
+"""What a plugin registers: a named factory with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+P_co = TypeVar("P_co", covariant=True)
+
+EXECUTION = {"execution": True}
+"""Put ``json_schema_extra=EXECUTION`` on an option's ``Field`` that changes how work is done and never what comes out
+(token budget, concurrency, logging). It is recorded with the run and left out of the digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component(Generic[P_co]):
+    """A part on offer: the pipeline resolves ``name`` from the recipe and calls ``factory(options, context)``.
+
+    name: lower-case identifier, unique within the distribution and kind.
+    options: a pydantic model with ``extra="forbid"`` and ``frozen=True`` and no field called ``name``.
+    factory: called once per stage in the worker process with ``(options, StageContext)``; heavy imports belong in
+        its body, since the module that registers it is imported by ``cai plugins list``.
+    summary: one line for people.
+    revision: raised by the author whenever the same options give other results; part of every digest.
+    needs: kinds of other components that it asks the context for (``context.component(kind)``).
+    """
+
+    name: str
+    options: type[BaseModel]
+    factory: Callable[[Any, Any], P_co]
+    summary: str
+    revision: int = 1
+    needs: tuple[str, ...] = ()

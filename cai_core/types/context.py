@@ -1,0 +1,39 @@
+"""What a component is handed besides its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from cai_core.types.backend import Backend
+from cai_core.types.principles import Constitution
+
+
+class Progress(Protocol):
+    """Where long work says how far it is."""
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total`` steps are finished."""
+        ...
+
+
+class StageContext(Protocol):
+    """Handed to every factory; lives as long as the stage's worker process.
+
+    seed: this stage's seed, derived from the run's. workdir: a folder for checkpoints that survives a crash and is
+    removed when the stage is done. device: "cpu" or "cuda". constitution: the run's.
+    """
+
+    seed: int
+    workdir: Path
+    device: str
+    constitution: Constitution
+    progress: Progress
+
+    def backend(self, role: str) -> Backend:
+        """The model in this role ("generator", "judge", "policy", or a model name in evaluation), built once."""
+        ...
+
+    def component(self, kind: str) -> Any:
+        """The component of another kind that this one declared in ``needs``."""
+        ...

@@ -1,0 +1,92 @@
+"""Evaluators: models and their answers -> metrics with n and interval, and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import UnitFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What ``model`` answered to a held-out prompt."""
+
+    model: str
+    prompt: Prompt
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvalInput:
+    """What there is to evaluate. ``models``: names in the order of the report ("base", "sft", "rl");
+    ``context.backend(name)`` asks that model."""
+
+    models: tuple[str, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalUnit:
+    """One item to score for one model. ``id`` is unique over items; with ``model`` it names the unit's row.
+    ``payload`` (JSON) is part of the unit's identity: when it changes the unit is scored again."""
+
+    id: str
+    model: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """The result of one unit: JSON values, or a failure."""
+
+    id: str
+    model: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    failure: UnitFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number for one model.
+
+    value, low, high: the estimate and its interval, None when nothing could be scored. n: scored units.
+    failed: units with a failure. interval: the interval's name, e.g. "Wilson 95 %".
+    direction: which way is better; "none" where that depends. per_item: unit id -> value, for paired comparisons.
+    cluster: unit id -> cluster id where items are not independent.
+    """
+
+    id: str
+    label: str
+    model: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    failed: int = 0
+    interval: str = ""
+    unit: Literal["rate", "score", "count"] = "rate"
+    direction: Literal["higher", "lower", "none"] = "none"
+    note: str = ""
+    per_item: Mapping[str, float] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """The pipeline asks for units, runs them in batches, stores each row, then asks for metrics.
+
+    ``summarise`` must count what it could not score; it never imputes.
+    """
+
+    def units(self, given: EvalInput) -> Sequence[EvalUnit]:
+        """All units, each with its own identity."""
+        ...
+
+    def run(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
+        """One row per unit, in any order, as they finish. All units of a call belong to one model."""
+        ...
+
+    def summarise(self, rows: Sequence[EvalRow]) -> Sequence[Metric]:
+        """Metrics from all rows, stored ones included."""
+        ...

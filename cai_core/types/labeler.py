@@ -1,0 +1,45 @@
+"""Labelers: comparisons -> the probability that A is preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cai_core.types.principles import Principle
+from cai_core.types.records import Conversation, UnitFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to one conversation, and the principles to judge them by (section 4.1)."""
+
+    id: str
+    prompt: Conversation
+    response_a: str
+    response_b: str
+    principles: tuple[Principle, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """``p_a``: probability in [0, 1] that A is preferred; None exactly when ``failure`` says why.
+
+    evidence: what the judge was seen to do, JSON values only; the keys that reports know: ``p_a_first`` and
+    ``p_a_second`` (P(A preferred) with A shown first, and shown second), ``mass`` (probability on the two options),
+    ``tokens_in``.
+    """
+
+    id: str
+    p_a: float | None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    failure: UnitFailure | None = None
+
+
+class Labeler(Protocol):
+    """Swapping A and B must give 1 - p_a. A tie or an unreadable verdict is a failure, never a label."""
+
+    def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+        """One label per comparison, in any order, as they finish."""
+        ...

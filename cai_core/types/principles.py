@@ -1,0 +1,48 @@
+"""Constitutions, their principles, and how principles are drawn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cai_core.types.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Principle:
+    """One principle; each text without labels such as "Critique:" or " Options:", which templates add."""
+
+    id: str
+    critique: str = ""
+    revision: str = ""
+    comparison: str = ""
+    weight: float = 1.0
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Constitution:
+    """A named list of principles; ``digest`` is the sha256 of its canonical content."""
+
+    id: str
+    version: str
+    title: str
+    principles: tuple[Principle, ...]
+    licence: str = ""
+    source: str = ""
+    digest: str = ""
+
+
+class PrincipleSampler(Protocol):
+    """Chooses the principles of one unit and step (the paper: one, uniformly, per step; section 3.1)."""
+
+    def sample(
+        self, principles: Sequence[Principle], *, prompt: Prompt, step: str, index: int, rng: random.Random
+    ) -> tuple[Principle, ...]:
+        """At least one of ``principles``. All randomness comes from ``rng``, which belongs to the unit.
+
+        step: "critique" (rounds of critique and revision) or "comparison". index: round number from 0.
+        """
+        ...

@@ -1,0 +1,49 @@
+"""Reward models: fit on preferences, then score answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cai_core.types.records import Conversation
+from cai_core.types.trainer import TrainResult
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers with the probability ``p_a`` in [0, 1] that A is better; ``source`` names the mixture part."""
+
+    id: str
+    prompt: Conversation
+    response_a: str
+    response_b: str
+    p_a: float
+    source: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A conversation and one answer to it."""
+
+    id: str
+    prompt: Conversation
+    response: str
+
+
+class RewardModel(Protocol):
+    """Only differences of scores of one model mean anything; they have no unit."""
+
+    def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:
+        """Train from the model folder ``model`` and save to the new folder ``out``; afterwards ``score`` works."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """Use what ``fit`` saved; scores equal those after ``fit``."""
+        ...
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """One finite score per exchange, in the same order, independent of the batch up to float rounding."""
+        ...

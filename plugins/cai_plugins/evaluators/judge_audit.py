@@ -1,0 +1,141 @@
+"""``judge_audit``: is the labeler right more often than a coin, on comparisons with a known answer?
+
+Keeps from the paper: the labeler is measured as a classifier of comparisons (section 4.1, Figures 4 and 9), with a
+principle drawn for each. Adds what it lacks: both orders, flips, intervals, and the baseline "the longer one".
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import UserError
+from cai_core.types.context import StageContext
+from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
+from cai_core.types.labeler import Comparison
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import Message
+
+from .stats import wilson
+
+BUILTIN = Path(__file__).parent / "data" / "comparisons.jsonl"
+
+
+class JudgeAudit:
+    """An ``Evaluator`` of the run's labeler with the model in the role ``judge``."""
+
+    def __init__(self, data: Path | None, limit: int | None, context: StageContext) -> None:
+        self.source = data or BUILTIN
+        self.items = _read(self.source)[:limit]
+        self.labeler = context.component("labeler")
+        self.sampler = context.component("principle_sampler")
+        self.principles = [p for p in context.constitution.principles if p.comparison]
+        if not self.principles:
+            raise UserError("no principle has a comparison text", where=f"constitution {context.constitution.id}")
+
+    def units(self, given: EvalInput) -> Sequence[EvalUnit]:
+        """One unit per item; the better answer is A or B by the hash of its id."""
+        return [EvalUnit(item["id"], model, item) for model in given.models for item in self.items]
+
+    def run(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
+        """Ask the labeler; ``p_better`` is the probability it gives to the better answer."""
+        by_id = {unit.id: unit for unit in units}
+        for label in self.labeler.label([self._comparison(unit) for unit in units]):
+            unit = by_id[label.id]
+            if label.failure or label.p_a is None:
+                yield EvalRow(unit.id, unit.model, {}, label.failure)
+                continue
+            turned = _better_is_b(unit.id)
+            evidence = label.evidence
+            values: dict[str, Any] = {"p_better": 1 - label.p_a if turned else label.p_a}
+            if "p_a_first" in evidence and "p_a_second" in evidence:
+                # p_a_first: A was shown first. The better answer was shown first in that order unless it is B.
+                first, second = evidence["p_a_first"], evidence["p_a_second"]
+                values["p_better_first"] = 1 - second if turned else first
+                values["p_better_second"] = 1 - first if turned else second
+            if "mass" in evidence:
+                values["mass"] = evidence["mass"]
+            yield EvalRow(unit.id, unit.model, values)
+
+    def summarise(self, rows: Sequence[EvalRow]) -> Sequence[Metric]:
+        """Accuracy with a Wilson interval (ties count one half), by category too; flips, mass, gap, length."""
+        items = {item["id"]: item for item in self.items}
+        note = f"{self.source.stem}, {len(items)} comparisons, chance 50 %"
+        metrics = []
+        for model in dict.fromkeys(row.model for row in rows):
+            mine = [row for row in rows if row.model == model]
+            metrics.append(_accuracy("audit.accuracy", "judge accuracy", model, mine, note))
+            for category in sorted({str(item["category"]) for item in items.values()}):
+                some = [row for row in mine if items[row.id]["category"] == category]
+                metrics.append(_accuracy(f"audit.accuracy.{category}", f"judge accuracy, {category}", model, some, note))
+            good = [row for row in mine if row.failure is None]
+            both = [row for row in good if "p_better_first" in row.values]
+            flips = [float((r.values["p_better_first"] > 0.5) != (r.values["p_better_second"] > 0.5)) for r in both]
+            masses = [float(row.values["mass"]) for row in good if "mass" in row.values]
+            gaps = [abs(float(row.values["p_better"]) - 0.5) for row in good]
+            longer = [_longer(items[row.id]) for row in good]
+            for name, label, values in (
+                ("flip_rate", "answers that change with the order", flips),
+                ("mass", "probability on the two options", masses),
+                ("gap", "mean distance of the label from 0.5", gaps),
+                ("length_baseline", "accuracy of preferring the longer answer", longer),
+            ):
+                mean = sum(values) / len(values) if values else None
+                metrics.append(Metric(f"audit.{name}", label, model, mean, None, None, len(values)))
+        return metrics
+
+    def _comparison(self, unit: EvalUnit) -> Comparison:
+        item = unit.payload
+        messages = (Message("user", str(item["prompt"])),)
+        seed = int.from_bytes(sha256(f"audit/{unit.id}".encode()).digest()[:8], "big") >> 1
+        rng = random.Random(seed)
+        drawn = self.sampler.sample(
+            self.principles, prompt=Prompt(unit.id, messages), step="comparison", index=0, rng=rng
+        )
+        first, second = str(item["better"]), str(item["worse"])
+        if _better_is_b(unit.id):
+            first, second = second, first
+        return Comparison(unit.id, messages, first, second, tuple(drawn), seed)
+
+
+def _better_is_b(item: str) -> bool:
+    return sha256(f"side/{item}".encode()).digest()[0] % 2 == 1
+
+
+def _longer(item: dict[str, Any]) -> float:
+    better, worse = len(item["better"]), len(item["worse"])
+    return 0.5 if better == worse else float(better > worse)
+
+
+def _accuracy(name: str, label: str, model: str, rows: Sequence[EvalRow], note: str) -> Metric:
+    good = [row for row in rows if row.failure is None]
+    right = {r.id: 0.5 if r.values["p_better"] == 0.5 else float(r.values["p_better"] > 0.5) for r in good}
+    n = len(right)
+    low, high = wilson(sum(right.values()), n) if n else (None, None)
+    value = sum(right.values()) / n if n else None
+    return Metric(
+        name, label, model, value, low, high, n, len(rows) - n, "Wilson 95 %", "rate", "higher", note, per_item=right
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path.name}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"not JSON: {error}", where=where) from error
+        missing = [key for key in ("id", "prompt", "better", "worse") if not isinstance(row.get(key), str)]
+        if missing:
+            raise UserError(f"{', '.join(missing)} must be text", where=where)
+        items.append({**{k: row[k] for k in ("id", "prompt", "better", "worse")}, "category": row.get("category", "all")})
+    if not items:
+        raise UserError("no comparison to audit the judge on", where=str(path))
+    return items
