@@ -25,7 +25,7 @@ from typing import Any
 import pluggy
 
 from cai_core import hookspecs
-from cai_core.errors import PluginError, UserError
+from cai_core.errors import PluginError
 from cai_core.hookspecs import PROJECT
 from cai_core.types.backend import Backend
 from cai_core.types.component import Component
@@ -137,16 +137,12 @@ class _Refused(Exception):
         self.detail = detail
 
 
-def load_plugins(
-    *, disable: Iterable[str] = (), require: Iterable[str] = (), strict: bool = False
-) -> Plugins:
+def load_plugins(*, disable: Iterable[str] = (), strict: bool = False) -> Plugins:
     """Load every installed plugin. Offers stand in a fixed order: own distribution, others by name, entries.
 
     disable: distributions ("x-extras") or plugins ("x-extras:labelers") whose modules are not even imported;
-    ``CAI_DISABLE_PLUGINS`` (comma-separated) adds to it. require: requirements such as "x-extras>=2,<3";
-    ``UserError`` where one is not met. strict: ``PluginError`` when any plugin failed.
+    ``CAI_DISABLE_PLUGINS`` (comma-separated) adds to it. strict: ``PluginError`` when any plugin failed.
     """
-    check_required(require)
     found, failures = _find()
     found = _sort(found)
     found, refused, disabled = _check(found, _disabled_names(disable))
@@ -186,27 +182,6 @@ def load_plugins(
 def canonical_name(distribution: str) -> str:
     """A distribution's name as package indexes compare it: lower case, runs of ``-_.`` as one ``-``."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def check_required(requirements: Iterable[str]) -> None:
-    """Raise ``UserError`` naming all requirements that the installed distributions do not meet."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    wrong = []
-    for text in requirements:
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            raise UserError(f"'{text}' is not a requirement", hint="Write 'x-extras>=2,<3'.") from None
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{text} (not installed)")
-        else:
-            if not wanted.specifier.contains(version, prereleases=True):
-                wrong.append(f"{text} (installed: {version})")
-    if wrong:
-        raise UserError(f"required plugins are missing: {', '.join(wrong)}", hint="Install them with pip.")
 
 
 def _disabled_names(disable: Iterable[str]) -> set[str]:

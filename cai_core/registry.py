@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -54,12 +54,16 @@ class Registry:
                 f"{kind} '{name}' is offered more than once:\n{listed}",
                 hint=f"Name one in full, for example '{matches[0].id}'.",
             )
-        names = sorted({offer.component.name for offer in offers})
-        available = ", ".join(self._shown(offers)) or "none"
-        hints = [hint for hint in (near_name(bare, names), f"Available: {available}.") if hint]
-        hints += [f"  - {failure}".replace("\n", " ") for failure in self.failures]
-        hints += [f"  - plugin {plugin_id} is disabled" for plugin_id in self.disabled]
-        raise UserError(f"unknown {kind} '{name}'", hint="\n  ".join(hints))
+        raise UserError(f"unknown {kind} '{name}'", hint=self.hint(bare, offers))
+
+    def hint(self, name: str, offers: Sequence[Offer]) -> str:
+        """What to tell a user whose ``name`` none of ``offers`` has: near name, all names, plugins not used."""
+        bare = [offer.component.name for offer in offers]
+        shown = sorted({o.component.name if bare.count(o.component.name) == 1 else o.id for o in offers})
+        hints = [near_name(name, bare), f"Available: {', '.join(shown) or 'none'}."]
+        hints += [f"- {' '.join(str(failure).split())}" for failure in self.failures]
+        hints += [f"- plugin {plugin_id} is disabled" for plugin_id in self.disabled]
+        return "\n  ".join(hint for hint in hints if hint)
 
     def options(self, offer: Offer, mapping: Mapping[str, Any], *, where: Where = "") -> BaseModel:
         """The checked options of a component.
@@ -79,11 +83,6 @@ class Registry:
                 hint="This is a fault of the plugin; tell its author.",
             ) from error
         raise UserErrors(problems)
-
-    @staticmethod
-    def _shown(offers: tuple[Offer, ...]) -> list[str]:
-        bare = [offer.component.name for offer in offers]
-        return sorted(o.component.name if bare.count(o.component.name) == 1 else o.id for o in offers)
 
 
 def identity_options(options: BaseModel) -> dict[str, Any]:

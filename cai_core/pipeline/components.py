@@ -59,7 +59,13 @@ class Resolver:
                 if "model" in given:
                     raise UserError("the backend's model is set by `models:`", where=where, hint="remove `model`")
                 given["model"] = ""
-            options = self.registry.options(offer, given, where=where)
+
+            def option_where(sub: tuple[str | int, ...]) -> str:
+                if sub and sub[0] in defaults and sub[0] not in ref.options:
+                    return file.where(("options", kind, offer.component.name, *sub))
+                return file.where((*path, *sub))
+
+            options = self.registry.options(offer, given, where=option_where)
         except UserErrors as error:
             problems.extend(error.problems)
             return None

@@ -1,1 +1,81 @@
-"""To be filled."""
+"""Backends: ``transformers`` (a model in this process) and ``echo`` (scripted, for tests)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cai_core.hookspecs import hookimpl
+from cai_core.types.backend import Backend
+from cai_core.types.component import EXECUTION, Component
+from cai_core.types.context import StageContext
+
+
+class TransformersOptions(BaseModel):
+    """A Hugging Face causal language model, run in this process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("", description="model folder or hub id; the pipeline fills it in")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="number format of the weights; auto is float32 on CPU and bfloat16 on a GPU"
+    )
+    # Our choice: 16k tokens of a 135M model are 0.75 GB of float32 key-value cache, which any machine has.
+    token_budget: int = Field(
+        16384,
+        ge=1,
+        description="padded tokens per batch, those to be generated included",
+        json_schema_extra=EXECUTION,
+    )
+    # Our choice: on two cores, throughput rises steeply up to about 64 rows and little beyond.
+    max_batch: int = Field(64, ge=1, description="rows per batch at most", json_schema_extra=EXECUTION)
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; only for a model you have read"
+    )
+
+
+class EchoOptions(BaseModel):
+    """A scripted backend: no model, the same text for the same request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("", description="ignored; the pipeline fills it in")
+    reply: str | None = Field(
+        None, description="what it always answers ({seed} and {text} are filled in); null repeats the last turn"
+    )
+    delay_s: float = Field(
+        0.0, ge=0, description="seconds to wait before each result", json_schema_extra=EXECUTION
+    )
+    fail_every: int = Field(
+        0, ge=0, description="about one request in so many fails, chosen by its id; 0 is none, 1 is all"
+    )
+    bias: Literal["first", "longer", "none"] = Field(
+        "none",
+        description="scores favour the first continuation, the option shown with the longer answer, or neither "
+        "(a fixed function of the text)",
+    )
+
+
+def make_transformers(options: TransformersOptions, context: StageContext) -> Backend:
+    """A local model, opened on first use."""
+    from cai_plugins.backends.transformers import TransformersBackend
+
+    return TransformersBackend(options, context.device)
+
+
+def make_echo(options: EchoOptions, context: StageContext) -> Backend:
+    """A scripted backend."""
+    from cai_plugins.backends.echo import EchoBackend
+
+    return EchoBackend(options)
+
+
+@hookimpl
+def cai_register_backends() -> Iterable[Component[Backend]]:
+    """The built-in backends."""
+    yield Component(
+        "transformers", TransformersOptions, make_transformers, "a Hugging Face model in this process, CPU or GPU"
+    )
+    yield Component("echo", EchoOptions, make_echo, "scripted answers without a model, for tests and dry runs")

@@ -1,0 +1,118 @@
+"""What every training here does around the Trainer: progress, a stop on NaN, sealed checkpoints, curves, silence."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from cai_core.errors import CAIError
+from cai_core.types.context import Progress, StageContext
+from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
+from cai_plugins._torch.seeding import seed32
+
+KEEP = 2
+"""Checkpoints kept. Our choice: the last may turn out damaged, so one before it; each has the optimizer's state."""
+
+
+class StageCallback(TrainerCallback):
+    """Reports progress, stops on a loss or gradient that is not finite before anything is saved, and seals
+    checkpoints, of which the last ``KEEP`` stay."""
+
+    def __init__(self, progress: Progress, folder: Path, note: str) -> None:
+        self.progress = progress
+        self.folder = folder
+        self.note = note
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Progress after each optimizer step."""
+        self.progress.update(state.global_step, state.max_steps, self.note)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        """Runs before a checkpoint of the same step is written."""
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(value):
+                raise CAIError(
+                    f"training stopped at step {state.global_step}: {name} is {value}",
+                    hint="lower learning_rate; nothing of this step was saved",
+                )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint that Trainer has written."""
+        seal(self.folder / f"checkpoint-{state.global_step}")
+        keep_last(self.folder, KEEP)
+
+
+class Unobserved:
+    """Put before a TRL trainer: no telemetry and no model cards in checkpoints."""
+
+    def _send_telemetry(self) -> None:
+        return None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a checkpoint is not for publishing."""
+
+
+def arguments(context: StageContext, folder: Path, *, save_steps: int, amp: bool) -> dict[str, Any]:
+    """The part of ``TrainingArguments`` that all trainings share. ``amp``: compute in bfloat16 on a GPU."""
+    gpu = context.device != "cpu"
+    return {
+        "output_dir": str(folder),
+        "seed": seed32(context.seed, "train"),
+        "data_seed": seed32(context.seed, "data"),
+        "use_cpu": not gpu,
+        "bf16": amp and gpu,
+        "optim": "adamw_torch",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would replace a NaN by the mean of the losses so far
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "save_total_limit": None,  # Trainer removes the old checkpoint before the new one is known to be whole
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu,
+    }
+
+
+def run(trainer: Any, context: StageContext, folder: Path, note: str) -> list[dict[str, Any]]:
+    """Train, from the last whole checkpoint in ``folder`` if there is one; return the log, one entry per step, of
+    all steps, those before a restart included."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StageCallback(context.progress, folder, note))
+    start = last_whole(folder)
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+
+
+def curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, float]]:
+    """``step`` and the finite numbers of a log; ``names``: name in the log -> name in the curve."""
+    rows = []
+    for entry in log:
+        values = {new: entry.get(old) for old, new in names.items()}
+        row = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
+        if row:
+            rows.append({"step": float(entry["step"]), **row})
+    return rows
+
+
+def quiet() -> None:
+    """No progress bars, telemetry or chatter from libraries on the way; errors still come through."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    for name in ("trl", "peft", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate)\.")

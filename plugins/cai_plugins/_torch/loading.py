@@ -1,0 +1,73 @@
+"""Models and tokenizers from local folders, with errors that say what is missing. No code from a model is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from cai_core.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def check_folder(path: Path, *, weights: bool = True, tokenizer: bool = True) -> str:
+    """What to give to ``from_pretrained``: the folder, or a hub id as it is.
+
+    Raises ``UserError`` that names what the folder lacks. Pickled weights are refused.
+    """
+    if not path.exists() and not path.is_absolute() and len(path.parts) == 2:
+        return path.as_posix()
+    where = str(path)
+    if not path.is_dir():
+        raise UserError("no such model folder", where=where, hint="`cai models list` shows the models there are")
+    if not (path / "config.json").is_file():
+        raise UserError("no config.json: this is not a Hugging Face model folder", where=where)
+    if weights and not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for file in path.glob("*.bin"))
+        hint = "convert them to safetensors first: pickled weights can run code" if pickled else ""
+        found = f" (only {', '.join(pickled)})" if pickled else ""
+        raise UserError(f"no weights as *.safetensors{found}", where=where, hint=hint)
+    if tokenizer and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError("no tokenizer in this model folder", where=where, hint="copy the base model's tokenizer files")
+    return where
+
+
+def load_tokenizer(path: Path, *, chat: bool = True) -> Any:
+    """The folder's tokenizer. With ``chat``, raises ``UserError`` where it has no chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(check_folder(path, weights=False))
+    if chat and not tokenizer.chat_template:
+        raise UserError(
+            "the tokenizer has no chat template, and conversations are to be rendered",
+            where=str(path),
+            hint="use an instruct model, or add chat_template.jinja to the folder",
+        )
+    return tokenizer
+
+
+def load_causal(path: Path, device: str, *, all_weights: bool) -> Any:
+    """A causal model to train: float32 on CPU; on a GPU bfloat16 under adapters, and float32 where ``all_weights``
+    are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16)."""
+    return AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights)).to(device)
+
+
+def load_classifier(path: Path, device: str) -> Any:
+    """A model with one output per sequence, float32: scores must not depend on how they were rounded.
+
+    The score head is new (and to be initialised by the caller) where ``path`` holds a causal model.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(check_folder(path), num_labels=1, dtype=torch.float32)
+    return model.to(device)
+
+
+def train_dtype(device: str, all_weights: bool) -> torch.dtype:
+    """See ``load_causal``."""
+    return torch.float32 if device == "cpu" or all_weights else torch.bfloat16
+
+
+def context_length(path: Path) -> int:
+    """Positions that the model has; a large number where its configuration does not say."""
+    config = AutoConfig.from_pretrained(check_folder(path, weights=False, tokenizer=False)).get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)

@@ -1,0 +1,355 @@
+"""A preference model on soft labels.
+
+Kept of the paper (sections 4.1 and 4.2) and of Bai et al. 2022a: the labels are probabilities and the loss is their
+cross-entropy; AI harmlessness comparisons are mixed with helpfulness comparisons; only the last answer is judged,
+with all its context; the score is read at the last token; one pass at a constant rate. Left out: preference-model
+pretraining, and the end-of-context token (the chat template ends an answer). Here adapters by default; there all
+weights. TRL's ``RewardTrainer`` has no soft labels and drops unknown columns, so this is transformers' ``Trainer``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cai_plugins._torch.callbacks import arguments, curve, quiet, run
+
+quiet()
+
+import torch  # noqa: E402
+from peft import get_peft_model  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import Trainer, TrainingArguments, set_seed  # noqa: E402
+
+from cai_core.errors import CAIError, UserError  # noqa: E402
+from cai_core.types.context import StageContext  # noqa: E402
+from cai_core.types.records import Conversation, Message  # noqa: E402
+from cai_core.types.reward import Exchange, Preference  # noqa: E402
+from cai_core.types.trainer import TrainResult  # noqa: E402
+from cai_plugins._torch.chat import Chat, drop_early_turns  # noqa: E402
+from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer  # noqa: E402
+from cai_plugins._torch.lora import lora_config, save_merged  # noqa: E402
+from cai_plugins._torch.seeding import fraction, seed32  # noqa: E402
+from cai_plugins.rewards.losses import brier, soft_bradley_terry  # noqa: E402
+from cai_plugins.rewards.plugin import PreferenceOptions  # noqa: E402
+
+HELPFUL = "helpful"
+PAPER_HELPFUL = 135_296 / 182_831
+"""Helpfulness comparisons per harmlessness comparison in the paper (section 4.2)."""
+
+
+class PreferenceModel:
+    """See ``RewardModel``. Saved as a plain ``AutoModelForSequenceClassification`` folder, float32, with tokenizer
+    and ``preference.json``; ``load`` gives the scores that ``fit`` left, exactly."""
+
+    def __init__(self, options: PreferenceOptions, context: StageContext) -> None:
+        self.options = options
+        self.context = context
+        self.micro = options.micro_batch or options.batch_size
+        if options.batch_size % self.micro:
+            raise UserError(
+                f"micro_batch {self.micro} does not divide batch_size {options.batch_size}",
+                where="reward_model.micro_batch",
+                hint="the batch is what is optimised; choose a divisor of it",
+            )
+        self._model: Any = None
+        self._chat: Chat | None = None
+        self._limit = options.max_length
+
+    # training ----------------------------------------------------------------------------------------------------
+
+    def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:
+        """See ``RewardModel``. Identical pairs are left out and counted: no margin could tell them apart."""
+        options = self.options
+        _check(preferences)
+        self._limit = min(options.max_length, context_length(model))
+        tokenizer = load_tokenizer(model)
+        chat = self._chat = Chat(tokenizer, model)
+        distinct = [p for p in preferences if p.response_a != p.response_b]
+        heldout = [p for p in distinct if fraction("heldout", _text(p.prompt)) < options.heldout]
+        given = [p for p in distinct if fraction("heldout", _text(p.prompt)) >= options.heldout]
+        if not given:
+            raise UserError(
+                f"no comparison to learn from: {len(preferences)} given, {len(preferences) - len(distinct)} identical "
+                f"pairs, {len(heldout)} held out",
+                where="reward_model",
+            )
+        mixture = balanced(given, self._helpful(len(given)), options.harmless_share)
+        rows = [self._row(p) for p in mixture]
+
+        classifier = load_classifier(model, self.context.device)
+        _set_pad_token(classifier, tokenizer, [row["a"][-1] for row in rows] + [row["b"][-1] for row in rows])
+        seed = seed32(self.context.seed, "reward")
+        _init_head(classifier, seed)
+        set_seed(seed)
+        lora = lora_config(options.lora, "SEQ_CLS")
+        folder = self.context.workdir / f"preference-{_identity(model, rows)}"
+        trainer = _Trainer(
+            model=get_peft_model(classifier, lora) if lora else classifier,
+            args=TrainingArguments(
+                **arguments(self.context, folder, save_steps=options.save_steps, amp=True),
+                num_train_epochs=options.epochs,
+                learning_rate=options.learning_rate,
+                lr_scheduler_type=options.schedule,
+                weight_decay=options.weight_decay,
+                max_grad_norm=options.max_grad_norm,
+                per_device_train_batch_size=self.micro,
+                gradient_accumulation_steps=options.batch_size // self.micro,
+                gradient_checkpointing=options.gradient_checkpointing,
+                remove_unused_columns=False,
+            ),
+            train_dataset=rows,
+            data_collator=_Collator(tokenizer.pad_token_id),
+        )
+        log = run(trainer, self.context, folder, "optimizer steps")
+        self._model = save_merged(trainer.model, tokenizer, out)
+        settings = {"max_length": self._limit, "form": "chat"}
+        (out / "preference.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+        steps = curve(log, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
+        tail = steps[len(steps) // 2 :]
+        counts = {
+            "comparisons": len(given),
+            "comparisons_helpful": len(mixture) - len(given),
+            "comparisons_identical": len(preferences) - len(distinct),
+            "answers_empty": sum(not text.strip() for p in preferences for text in (p.response_a, p.response_b)),
+            "comparisons_undecided": sum(p.p_a == 0.5 for p in given),
+            "steps": trainer.state.global_step,
+            "heldout_n": len(heldout),
+        }
+        metrics = {k: float(v) for k, v in counts.items()}
+        metrics["loss_first"], metrics["loss_last"] = steps[0]["loss"], steps[-1]["loss"]
+        seen = [row["accuracy"] for row in tail if "accuracy" in row]
+        if seen:
+            metrics["accuracy_second_half"] = sum(seen) / len(seen)
+        metrics |= self._measure(heldout)
+        return TrainResult(metrics=metrics, curve=steps, notes=self._notes(counts, len(preferences)))
+
+    def _helpful(self, given: int) -> list[Preference]:
+        """Built-in helpfulness comparisons with p = 1 on the better answer, which is A or B at random."""
+        options = self.options
+        if options.helpful == "none":
+            return []
+        text = files("cai_plugins.rewards").joinpath("data/helpful_pairs.jsonl").read_text(encoding="utf-8")
+        pairs = [json.loads(line) for line in text.splitlines() if line.strip()]
+        wanted = round(given * PAPER_HELPFUL) if options.helpful_pairs is None else options.helpful_pairs
+        if options.helpful_pairs is not None and wanted > len(pairs):
+            raise UserError(
+                f"{wanted} helpfulness comparisons wanted and {len(pairs)} built in", where="reward_model.helpful_pairs"
+            )
+        rng = random.Random(seed32(self.context.seed, "helpful"))
+        chosen = rng.sample(pairs, min(wanted, len(pairs)))
+        result = []
+        for pair in chosen:
+            first = rng.random() < 0.5
+            a, b = (pair["chosen"], pair["rejected"]) if first else (pair["rejected"], pair["chosen"])
+            prompt = (Message("user", pair["prompt"]),)
+            result.append(Preference(pair["id"], prompt, a, b, 1.0 if first else 0.0, source=HELPFUL))
+        return result
+
+    def _row(self, preference: Preference) -> dict[str, Any]:
+        return {
+            "a": self._encode(preference.prompt, preference.response_a),
+            "b": self._encode(preference.prompt, preference.response_b),
+            "p": preference.p_a,
+            "weight": preference.weight,
+        }
+
+    def _measure(self, heldout: Sequence[Preference]) -> dict[str, float]:
+        if not heldout:
+            return {}
+        scores = self.score(
+            [Exchange(p.id, p.prompt, text) for p in heldout for text in (p.response_a, p.response_b)]
+        )
+        margin = torch.tensor(scores).view(-1, 2).diff(dim=1).neg().flatten()
+        p = torch.tensor([p.p_a for p in heldout])
+        metrics = {"heldout_brier": brier(margin, p).mean().item()}
+        decided = p != 0.5
+        if decided.any():
+            metrics["heldout_accuracy"] = _right(margin[decided], p[decided]).mean().item()
+        return metrics
+
+    def _notes(self, counts: dict[str, int], total: int) -> list[str]:
+        notes = []
+        if counts["comparisons_identical"]:
+            notes.append(f"{counts['comparisons_identical']} of {total} comparisons left out: both answers are the same")
+        if counts["answers_empty"]:
+            notes.append(f"{counts['answers_empty']} of {2 * total} answers are empty; they were scored like others")
+        if not counts["heldout_n"]:
+            notes.append("no comparison was held out: the preference model was not measured on unseen ones")
+        elif counts["heldout_n"] < 30:
+            notes.append(f"held out: {counts['heldout_n']} comparisons, too few to tell good from bad")
+        return notes
+
+    # scoring -----------------------------------------------------------------------------------------------------
+
+    def load(self, path: Path) -> None:
+        """See ``RewardModel``. Takes any sequence classifier with one output and a chat template."""
+        check_folder(path)
+        settings = path / "preference.json"
+        limit = json.loads(settings.read_text(encoding="utf-8"))["max_length"] if settings.is_file() else None
+        self._limit = limit or min(self.options.max_length, context_length(path))
+        self._chat = Chat(load_tokenizer(path), path)
+        self._model = load_classifier(path, self.context.device).eval()
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """See ``RewardModel``. Batches are of like length; raises ``CAIError`` on a score that is not finite."""
+        if self._model is None or self._chat is None:
+            raise CAIError("the reward model was neither fitted nor loaded")
+        encoded = [self._encode(exchange.prompt, exchange.response) for exchange in exchanges]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
+        scores = [math.nan] * len(encoded)
+        while order:
+            size = max(1, self.options.token_budget // len(encoded[order[0]]))
+            batch, order = order[:size], order[size:]
+            ids, mask = _pad([encoded[i] for i in batch], self._model.config.pad_token_id)
+            with torch.inference_mode():
+                logits = self._model(
+                    input_ids=ids.to(self._model.device), attention_mask=mask.to(self._model.device), use_cache=False
+                ).logits[:, 0]
+            for i, value in zip(batch, logits.float().tolist(), strict=True):
+                scores[i] = value
+        for exchange, value in zip(exchanges, scores, strict=True):
+            if not math.isfinite(value):
+                raise CAIError(f"the reward model's score of {exchange.id!r} is {value}")
+        return scores
+
+    def _encode(self, prompt: Conversation, response: str) -> list[int]:
+        """The conversation with its answer. Too long: without its earliest exchanges, at last without the
+        beginning of what is left; the end, where the score is read, always stays."""
+        chat = self._chat
+        assert chat is not None
+        messages, fits = drop_early_turns(
+            (*prompt, Message("assistant", response)), self._limit, lambda turns: len(chat.ids(turns))
+        )
+        ids = chat.ids(messages)
+        return ids if fits else ids[-self._limit :]
+
+
+class _Trainer(Trainer):
+    """Adds up the weighted loss over the rows of the whole batch, so that micro-batches do not change it."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # has Trainer count the rows: the entries of ``labels``
+        self._seen: list[Tensor] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean over the batch's rows of weight times loss."""
+        p, weight = inputs["labels"], inputs["weight"]
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        score_a, score_b = output.logits[:, 0].float().chunk(2)
+        margin = score_a - score_b
+        loss = (weight * soft_bradley_terry(margin, p)).sum() / num_items_in_batch
+        self._seen.append(torch.stack([margin.detach(), p]).cpu())
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what the model thought of the step's rows before it learnt from them."""
+        if self._seen:
+            margin, p = torch.cat(self._seen, dim=1)
+            self._seen = []
+            decided = p != 0.5
+            logs["margin"] = (margin * torch.where(p < 0.5, -1.0, 1.0)).mean().item()
+            if decided.any():
+                logs["accuracy"] = _right(margin[decided], p[decided]).mean().item()
+        super().log(logs, start_time)
+
+
+class _Collator:
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """All A sides, then all B sides."""
+        ids, mask = _pad([row["a"] for row in rows] + [row["b"] for row in rows], self.pad_id)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": torch.tensor([row["p"] for row in rows], dtype=torch.float32),
+            "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
+        }
+
+
+def balanced(
+    given: Sequence[Preference], helpful: Sequence[Preference], harmless_share: float | None
+) -> list[Preference]:
+    """All rows, with weights scaled to a mean of 1 and, with ``harmless_share``, to that share for ``given``.
+
+    Collective Constitutional AI had to weigh harmlessness down: its first models apologised for nothing.
+    """
+    total = len(given) + len(helpful)
+    sums = sum(p.weight for p in given), sum(p.weight for p in helpful)
+    share = harmless_share if harmless_share is not None and helpful else sums[0] / sum(sums)
+    factors = share * total / sums[0], (1 - share) * total / sums[1] if helpful else 0.0
+    return [_weighted(p, p.weight * factors[0]) for p in given] + [_weighted(p, p.weight * factors[1]) for p in helpful]
+
+
+def _weighted(p: Preference, weight: float) -> Preference:
+    return Preference(p.id, p.prompt, p.response_a, p.response_b, p.p_a, p.source, weight)
+
+
+def _check(preferences: Sequence[Preference]) -> None:
+    for p in preferences:
+        if not 0 <= p.p_a <= 1:  # false for NaN too
+            raise UserError(f"p_a is {p.p_a}; it must be a probability", where=f"comparison {p.id!r}")
+        if not 0 < p.weight < math.inf:
+            raise UserError(f"weight is {p.weight}; it must be positive and finite", where=f"comparison {p.id!r}")
+        if not p.prompt:
+            raise UserError("the prompt has no turn", where=f"comparison {p.id!r}")
+
+
+def _init_head(model: Any, seed: int) -> None:
+    """A small random score head, the same whatever was loaded before.
+
+    Our choice: 0.01 keeps the first margins far below a nat, so that the first steps learn and do not unlearn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = model.score.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.01)
+
+
+def _set_pad_token(model: Any, tokenizer: Any, last_tokens: Sequence[int]) -> None:
+    """Sequence classifiers read at the last token that is not padding, so padding must not be how a text ends."""
+    ends = set(last_tokens)
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
+    pad = next((token for token in candidates if token is not None and token not in ends), None)
+    if pad is None:
+        raise UserError("the tokenizer has no special token to pad with", hint="add a pad token to it")
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    model.config.pad_token_id = pad
+
+
+def _pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    width = max(len(ids) for ids in sequences)
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for i, row in enumerate(sequences):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _right(margin: Tensor, p: Tensor) -> Tensor:
+    """1 where the sign agrees with the label, 0.5 on a tie."""
+    return torch.where(margin == 0, 0.5, ((margin > 0) == (p > 0.5)).float())
+
+
+def _text(prompt: Conversation) -> str:
+    return "\x1e".join(f"{m.role}\x1f{m.content}" for m in prompt)
+
+
+def _identity(model: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """So that a second training in one stage does not take up the first one's checkpoints."""
+    return hashlib.sha256(repr((str(model), rows)).encode()).hexdigest()[:12]

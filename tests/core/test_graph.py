@@ -1,0 +1,178 @@
+"""Recipes: shape, errors with lines, overrides; the graph: digests, branches, iteration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cai_core.constitution import load_constitution
+from cai_core.errors import UserError, UserErrors
+from cai_core.pipeline.components import Resolver
+from cai_core.pipeline.graph import Graph, build_graph, identity_digest
+from cai_core.plugins import load_plugins
+from cai_core.recipe import load_recipe
+from cai_core.registry import Registry
+
+REGISTRY = Registry(load_plugins())
+
+FULL = """
+schema: 1
+name: full
+seed: 5
+constitution: hhh
+models: {base: org/model}
+prompts: builtin
+revise: {rounds: 1}
+sft: sft
+pairs: {}
+label: logprob
+reward: preference
+rl: grpo
+evaluate: [refusal, preference_model]
+"""
+
+
+def graph_of(tmp_path: Path, text: str, *overrides: str) -> Graph:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    file = load_recipe(str(path), overrides)
+    return build_graph(file, Resolver(REGISTRY), load_constitution(file.recipe.constitution, file.folder))
+
+
+def digests(graph: Graph) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for stage in graph.stages:
+        found[stage.id] = identity_digest(
+            graph.identity(stage, found, {name: f"digest of {name}" for name in graph.external_models()})
+        )
+    return found
+
+
+def changed(tmp_path: Path, *overrides: str) -> set[str]:
+    before = digests(graph_of(tmp_path, FULL))
+    after = digests(graph_of(tmp_path, FULL, *overrides))
+    return {stage for stage in before if before[stage] != after.get(stage)}
+
+
+def test_stages_come_after_what_they_need(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, FULL)
+    ids = [stage.id for stage in graph.stages]
+    assert ids == [
+        *("prompts", "revise", "sft", "audit", "pairs", "label", "reward", "rl"),
+        *("answers[base]", "answers[sft]", "answers[rl]", "evaluate", "report"),
+    ]
+    for stage in graph.stages:
+        assert all(ids.index(parent) < ids.index(stage.id) for parent in stage.parents())
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rl=best_of_n", {"rl", "answers[rl]", "evaluate", "report"}),
+        ("pairs.sampling.temperature=0.7", {"pairs", "label", "reward", "rl", "answers[rl]", "evaluate", "report"}),
+        ("report=[json]", {"report"}),
+        ("evaluate.evaluators=[refusal]", {"evaluate", "report"}),
+        ("device=cpu", set()),
+        ("backend={name: transformers, max_batch: 3}", set()),
+        ("plugins.disable=[other]", set()),
+    ],
+)
+def test_one_change_recomputes_only_what_depends_on_it(tmp_path: Path, override: str, expected: set[str]) -> None:
+    assert changed(tmp_path, override) == expected
+
+
+def test_seed_and_model_change_everything_that_uses_them(tmp_path: Path) -> None:
+    every = set(digests(graph_of(tmp_path, FULL)))
+    assert changed(tmp_path, "seed=6") == every
+    assert changed(tmp_path, "models.judge=org/judge") == {
+        *("audit", "label", "reward", "rl", "answers[rl]", "evaluate", "report")
+    }
+
+
+def test_constitution_changes_only_the_stages_that_read_it(tmp_path: Path) -> None:
+    assert {"prompts", "answers[base]"}.isdisjoint(changed(tmp_path, "constitution=harmless"))
+    assert {"revise", "audit", "label"} <= changed(tmp_path, "constitution=harmless")
+
+
+def test_branches_share_what_is_equal(tmp_path: Path) -> None:
+    text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}")
+    graph = graph_of(tmp_path, text)
+    ids = [stage.id for stage in graph.stages]
+    assert "reward" in ids
+    assert {"rl[a]", "rl[b]", "answers[rl[a]]", "answers[rl[b]]"} <= set(ids)
+    assert "rl" not in ids
+    both = digests(graph)
+    assert both["rl[a]"] == digests(graph_of(tmp_path, FULL))["rl"], "a branch is the same stage as without branches"
+
+
+def test_iteration_feeds_each_policy_into_the_next_round(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, FULL + "iterate: 2\n")
+    stages = {stage.id: stage for stage in graph.stages}
+    assert stages["pairs[1]"].models["policy"].stage == "sft"
+    assert stages["pairs[2]"].models["policy"].stage == "rl[1]"
+    assert stages["rl[2]"].models["policy"].stage == "rl[1]"
+    assert stages["rl[2]"].inputs["reward"] == "reward[2]"
+
+
+def test_branches_and_iteration_together(tmp_path: Path) -> None:
+    text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}\niterate: 2")
+    stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
+    assert stages["pairs[1]"].models["policy"].stage == "sft"
+    assert stages["pairs[b,2]"].models["policy"].stage == "rl[b,1]"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (FULL.replace("rounds", "roundz"), 8, "did you mean 'rounds'"),
+        (FULL.replace("rl: grpo", "rl: grppo"), 13, "grpo"),
+        (FULL.replace("seed: 5", "seed: minus one"), 4, "seed"),
+        (FULL.replace("rl: grpo", "rl: {name: grpo, stepz: 2}"), 13, "steps"),
+        (FULL.replace("models: {base: org/model}", "models: {bsae: org/model}"), 6, "did you mean 'base'"),
+        (FULL.replace("sft: sft\n", "").replace("revise: {rounds: 1}", "sft: sft"), 8, "needs the stage `revise`"),
+        (FULL + "options: {rl_algorithm: {grpo: {stepz: 2}}}\n", 15, "steps"),
+        (FULL + "iterate: 0\n", 15, "greater than or equal"),
+        (FULL + "branches: {x: {seed: 3}}\n", 15, "cannot change 'seed'"),
+        (FULL.replace("reward: preference\nrl: grpo\n", ""), 12, "reward"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    from cai_core.pipeline.plan import make_plan
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        make_plan(load_recipe(str(path)), REGISTRY, tmp_path / "store", tmp_path / "runs")
+    message = str(caught.value)
+    assert f"recipe.yaml:{line}" in message, message
+    assert words in message
+    assert caught.value.exit_code == 2
+
+
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+    from cai_core.pipeline.plan import make_plan
+
+    text = FULL.replace("rl: grpo", "rl: grppo").replace("sft: sft", "sft: {name: sft, epoch: 1}")
+    text = text.replace("constitution: hhh", "constitution: nowhere.yaml").replace("org/model", "./no-folder")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserErrors) as caught:
+        make_plan(load_recipe(str(path)), REGISTRY, tmp_path / "store", tmp_path / "runs")
+    message = str(caught.value)
+    for part in ("grppo", "epoch", "nowhere.yaml", "no-folder"):
+        assert part in message
+    assert not (tmp_path / "store").exists(), "planning writes nothing"
+
+
+def test_overrides_reach_into_shorthands(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(FULL, encoding="utf-8")
+    recipe = load_recipe(str(path), ["rl.steps=3", "label.labeler.shots=1", "revise.rounds=2"]).recipe
+    assert recipe.rl is not None
+    assert (recipe.rl.name, recipe.rl.options) == ("grpo", {"steps": 3})
+    assert recipe.label is not None
+    assert (recipe.label.labeler.name, recipe.label.labeler.options) == ("logprob", {"shots": 1})
+    for bad in ("rounds", "=3", "name.x=1"):
+        with pytest.raises(UserError):
+            load_recipe(str(path), [bad])

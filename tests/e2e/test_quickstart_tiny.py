@@ -1,0 +1,195 @@
+"""The quickstart recipe end to end with real processes, on a tiny random model in the place of the embedded one.
+
+The whole run is made under fire: in every stage the run is killed with -9 once and started again. The tests then look
+at what it left. Numbers of a random model mean nothing; that everything is there, once, is the point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+
+SMALL = [
+    *("-o", "prompts.red_team=4", "-o", "prompts.helpful=2", "-o", "prompts.heldout_red_team=3"),
+    *("-o", "prompts.heldout_helpful=2", "-o", "prompts.heldout_borderline=2"),
+    *("-o", "revise.sampling.max_new_tokens=8", "-o", "pairs.sampling.max_new_tokens=8"),
+    *("-o", "evaluate.sampling.max_new_tokens=8", "-o", "label.audit={name: judge_audit, limit: 8}"),
+    *("-o", "options.evaluator.hhh.limit=6"),
+    *("-o", "options.rl_algorithm.grpo={steps: 2, prompts_per_step: 1, samples_per_prompt: 2, max_new_tokens: 6}"),
+    *("-o", "options.rl_algorithm.best_of_n={n: 2, max_new_tokens: 6}"),
+]
+
+
+@dataclass
+class Home:
+    """A working folder with a model cache that holds the tiny model under the embedded one's name."""
+
+    folder: Path
+    killed_in: list[str]
+    rows_at_kill: dict[str, dict[str, str]]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "CAI_CACHE": str(self.folder / "cache"), "NO_COLOR": "1"}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "cai_core.cli.main", *arguments]
+
+    def cai(self, *arguments: str, check: int = 0) -> str:
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environment(), capture_output=True, text=True
+        )
+        assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, env=self.environment(), stderr=subprocess.PIPE, text=True
+        )
+
+    def rows(self) -> dict[str, dict[str, str]]:
+        """All committed ledger rows: ledger -> key -> payload."""
+        found = {}
+        for path in sorted((self.folder / ".cai/store/ledger").glob("*.sqlite")):
+            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+                found[path.stem] = dict(db.execute("SELECT key, payload FROM units"))
+        return found
+
+    def record(self) -> dict[str, object]:
+        (path,) = (self.folder / "runs").glob("quickstart-*/run.json")
+        return dict(json.loads(path.read_text()))
+
+
+def make_home(folder: Path) -> Home:
+    os.environ["CAI_CACHE"] = str(folder / "cache")
+    from cai_core.models.catalog import model_path
+
+    model = tiny_model(model_path("smollm2-135m-instruct"))
+    config = json.loads((model / "config.json").read_text())
+    config["max_position_embeddings"] = 4096
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "cai_model.json").write_text(json.dumps({"name": "smollm2-135m-instruct"}))
+    return Home(folder, [], {})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = make_home(tmp_path_factory.mktemp("home"))
+    rng = random.Random(7)
+    seen: set[str] = set()
+    for _ in range(40):
+        process = home.start("run", "quickstart", *SMALL)
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            match = re.match(r"\[\d+/\d+\] (\S+) \.\.\.", line)
+            if match and match[1] not in seen:
+                seen.add(match[1])
+                # a worker needs some seconds to import torch; late enough to be at work, or just before
+                time.sleep(rng.uniform(0.2, 6.0))
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL)
+                    home.killed_in.append(match[1])
+                    home.rows_at_kill = home.rows()
+                    break
+        process.stderr.close()
+        code = process.wait()
+        if code == 0:
+            return home
+        assert code == -signal.SIGKILL, "".join(lines)
+        after = home.rows()
+        for ledger, rows in home.rows_at_kill.items():
+            assert rows.items() <= after.get(ledger, {}).items(), f"{ledger}: a committed row was lost or changed"
+    raise AssertionError("never finished")
+
+
+@pytest.mark.timeout(900)
+def test_every_stage_was_killed_and_the_run_still_finished(home: Home) -> None:
+    record = home.record()
+    stages = [str(stage["id"]) for stage in record["stages"]]  # type: ignore[attr-defined]
+    assert stages[:9] == ["prompts", "revise", "sft", "audit", "pairs", "label", "reward", "rl", "answers[base]"]
+    assert stages[-2:] == ["evaluate", "report"]
+    quick = {"prompts"}  # made in a moment, in the run's own process
+    assert set(stages) - quick - set(home.killed_in) <= {"report"}, "each longer stage was killed once"
+    assert record["status"] in ("ok", "partial")
+    assert all(stage["status"] in ("ok", "partial") for stage in record["stages"])  # type: ignore[attr-defined]
+
+
+def test_no_unit_stands_in_the_ledger_twice(home: Home) -> None:
+    for path in (home.folder / ".cai/store/ledger").glob("*.sqlite"):
+        with sqlite3.connect(path) as db:
+            (rows, units) = db.execute("SELECT count(*), count(DISTINCT key) FROM units").fetchone()
+        assert rows == units
+    assert len(home.rows()["revise"]) >= 4 + 2, "an answer per prompt at least"
+
+
+def test_the_report_holds_what_was_generated(home: Home) -> None:
+    (folder,) = (home.folder / "runs").glob("quickstart-*")
+    results = json.loads((folder / "report.json").read_text())
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert [model["name"] for model in results["models"]] == ["base", "sft", "rl"]
+    assert len(results["chains"]) == 4
+    assert len(results["pairs"]) == 4
+    assert len(results["samples"]) == 7
+    assert results["audit"]["n"] + results["audit"]["failed"] == 8
+    assert results["findings"], "a random model cannot be a success"
+    assert any(curve["id"].startswith("rl.") for curve in results["curves"])
+    for metric in results["metrics"]:
+        for value in metric["values"].values():
+            assert value["value"] is None or value["low"] <= value["value"] <= value["high"], metric["id"]
+    assert str(home.folder) not in (folder / "report.html").read_text(), "no path of a machine in what is mailed"
+
+
+def test_rerun_does_nothing_and_says_so(home: Home) -> None:
+    before = home.rows()
+    logs = {path: path.stat().st_mtime_ns for path in (home.folder / "runs").glob("*/logs/*")}
+    output = home.cai("run", "quickstart", *SMALL)
+    assert "nothing was run again" in output
+    assert home.rows() == before
+    assert logs == {path: path.stat().st_mtime_ns for path in (home.folder / "runs").glob("*/logs/*")}
+
+
+def test_plan_names_the_reason_and_only_what_depends_on_it(home: Home) -> None:
+    plan = json.loads(home.cai("plan", "quickstart", *SMALL, "-o", "revise.rounds=1", "--json"))
+    actions = {stage["stage"]: stage for stage in plan["stages"]}
+    assert actions["prompts"]["action"] == "reuse"
+    assert actions["audit"]["action"] == "reuse"
+    assert actions["answers[base]"]["action"] == "reuse"
+    assert actions["revise"]["why"] == "settings.rounds: 2 -> 1"
+    assert actions["sft"]["why"] == "revise changed"
+    assert actions["answers[rl]"]["action"] == "run"
+
+
+def test_another_algorithm_is_one_word(home: Home) -> None:
+    output = home.cai("run", "quickstart", *SMALL, "-o", "rl=best_of_n", "--json")
+    record = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    ran = [stage["id"] for stage in record["stages"] if not stage.get("reused")]
+    assert ran == ["rl", "answers[rl]", "evaluate", "report"]
+
+
+def test_ctrl_c_is_cancelled_and_goes_on(home: Home) -> None:
+    arguments = ("run", "quickstart", *SMALL, "-o", "seed=3", "--until", "revise")
+    process = home.start(*arguments)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "revise ..." in line:
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130, rest
+    records = [json.loads(p.read_text()) for p in (home.folder / "runs").glob("quickstart-*/run.json")]
+    assert [r["status"] for r in records if r["seed"] == 3] == ["cancelled"]
+    home.cai(*arguments)
