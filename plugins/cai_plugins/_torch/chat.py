@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Chat:
         """
         whole = self.text(messages)
         # A template may open the turn with more than a finished turn holds (an empty thought, say).
-        prompt = commonprefix([self.text(messages[:-1], generation_prompt=True), whole])
+        prompt = _common_start(self.text(messages[:-1], generation_prompt=True), whole)
         completion = whole[len(prompt) :]
         stripped = completion.rstrip()
         if not any(stripped.endswith(special) for special in self._specials):
@@ -89,3 +88,10 @@ def drop_early_turns(
             return (*system, *rest), False
         rest = rest[later:]
     return (*system, *rest), True
+
+
+def _common_start(a: str, b: str) -> str:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return a[:i]
+    return min(a, b, key=len)

@@ -18,26 +18,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from transformers import Trainer, TrainingArguments, set_seed
+
+from cai_core.errors import CAIError, UserError
+from cai_core.types.context import StageContext
+from cai_core.types.records import Conversation, Message
+from cai_core.types.reward import Exchange, Preference
+from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import arguments, curve, quiet, run
-
-quiet()
-
-import torch  # noqa: E402
-from peft import get_peft_model  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import Trainer, TrainingArguments, set_seed  # noqa: E402
-
-from cai_core.errors import CAIError, UserError  # noqa: E402
-from cai_core.types.context import StageContext  # noqa: E402
-from cai_core.types.records import Conversation, Message  # noqa: E402
-from cai_core.types.reward import Exchange, Preference  # noqa: E402
-from cai_core.types.trainer import TrainResult  # noqa: E402
-from cai_plugins._torch.chat import Chat, drop_early_turns  # noqa: E402
-from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer  # noqa: E402
-from cai_plugins._torch.lora import lora_config, save_merged  # noqa: E402
-from cai_plugins._torch.seeding import fraction, seed32  # noqa: E402
-from cai_plugins.rewards.losses import brier, soft_bradley_terry  # noqa: E402
-from cai_plugins.rewards.plugin import PreferenceOptions  # noqa: E402
+from cai_plugins._torch.chat import Chat, drop_early_turns
+from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.seeding import fraction, seed32
+from cai_plugins.rewards.losses import brier, soft_bradley_terry
+from cai_plugins.rewards.plugin import PreferenceOptions
 
 HELPFUL = "helpful"
 PAPER_HELPFUL = 135_296 / 182_831
@@ -49,6 +46,7 @@ class PreferenceModel:
     and ``preference.json``; ``load`` gives the scores that ``fit`` left, exactly."""
 
     def __init__(self, options: PreferenceOptions, context: StageContext) -> None:
+        quiet()
         self.options = options
         self.context = context
         self.micro = options.micro_batch or options.batch_size
@@ -70,14 +68,15 @@ class PreferenceModel:
         _check(preferences)
         self._limit = min(options.max_length, context_length(model))
         tokenizer = load_tokenizer(model)
-        chat = self._chat = Chat(tokenizer, model)
+        self._chat = Chat(tokenizer, model)
         distinct = [p for p in preferences if p.response_a != p.response_b]
         heldout = [p for p in distinct if fraction("heldout", _text(p.prompt)) < options.heldout]
         given = [p for p in distinct if fraction("heldout", _text(p.prompt)) >= options.heldout]
+        if not given:  # a handful of prompts, and the hash took them all
+            given, heldout = distinct, []
         if not given:
             raise UserError(
-                f"no comparison to learn from: {len(preferences)} given, {len(preferences) - len(distinct)} identical "
-                f"pairs, {len(heldout)} held out",
+                f"no comparison to learn from: {len(preferences)} given, all of them with two identical answers",
                 where="reward_model",
             )
         mixture = balanced(given, self._helpful(len(given)), options.harmless_share)
@@ -178,7 +177,7 @@ class PreferenceModel:
     def _notes(self, counts: dict[str, int], total: int) -> list[str]:
         notes = []
         if counts["comparisons_identical"]:
-            notes.append(f"{counts['comparisons_identical']} of {total} comparisons left out: both answers are the same")
+            notes.append(f"{counts['comparisons_identical']} of {total} comparisons left out: identical answers")
         if counts["answers_empty"]:
             notes.append(f"{counts['answers_empty']} of {2 * total} answers are empty; they were scored like others")
         if not counts["heldout_n"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -56,6 +57,6 @@ class Rules:
         options, words = self.options, text.lower().split()
         total = sum(weight for pattern, weight in self._patterns if pattern.search(text))
         near = max(0.0, 1 - abs(len(words) - options.target_words) / options.target_words)
-        pairs = list(zip(words, words[1:], strict=False))
+        pairs = list(pairwise(words))
         repeated = 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
         return float(total + options.length_weight * near + options.repetition_weight * repeated)

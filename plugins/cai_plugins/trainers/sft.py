@@ -13,20 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from cai_core.errors import UserError
+from cai_core.types.context import StageContext
+from cai_core.types.trainer import Example, TrainResult
 from cai_plugins._torch.callbacks import Unobserved, arguments, curve, quiet, run
-
-quiet()
-
-from datasets import Dataset  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
-
-from cai_core.errors import UserError  # noqa: E402
-from cai_core.types.context import StageContext  # noqa: E402
-from cai_core.types.trainer import Example, TrainResult  # noqa: E402
-from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns  # noqa: E402
-from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer  # noqa: E402
-from cai_plugins._torch.lora import lora_config, save_merged  # noqa: E402
-from cai_plugins.trainers.plugin import SFTOptions  # noqa: E402
+from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
+from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins.trainers.plugin import SFTOptions
 
 
 class _Trainer(Unobserved, SFTTrainer):
@@ -38,6 +35,7 @@ class SFT:
     bit on the same machine and thread count. Learning rate 0 leaves the weights as they are."""
 
     def __init__(self, options: SFTOptions, context: StageContext) -> None:
+        quiet()
         self.options = options
         self.context = context
         micro = options.micro_batch or options.batch_size
