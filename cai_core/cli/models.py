@@ -29,7 +29,7 @@ def list_command(as_json: bool) -> None:
             {**asdict(entry), "name": name, "cached": is_cached(name), "path": str(model_path(name))}
             for name, entry in CATALOG.items()
         ]
-        click.echo(json.dumps({"models": rows}, indent=2, default=str))
+        click.echo(json.dumps({"models": rows}, indent=2))
         return
     table = [
         (name, "yes" if is_cached(name) else "no", entry.licence, entry.summary) for name, entry in CATALOG.items()
@@ -42,12 +42,8 @@ def list_command(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Agree to what would be asked.")
 def pull_command(name: str, yes: bool) -> None:
     """Fetch the catalog model NAME once and convert it to safetensors; print its folder."""
-    from cai_core.models.catalog import CATALOG, is_cached, model_path, pull
-    from cai_core.yamlio import near_name
+    from cai_core.models.catalog import is_cached, model_path, pull
 
-    if name not in CATALOG:
-        hint = f"{near_name(name, CATALOG)} Catalog: {', '.join(CATALOG)}.".strip()
-        raise UserError(f"unknown model '{name}'", hint=hint)
     if is_cached(name):
         _say(f"{name} is here already.")
     else:

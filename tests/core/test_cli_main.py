@@ -175,3 +175,39 @@ def test_plugins_list_and_show(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setenv("CAI_DISABLE_PLUGINS", "cai-core:labelers")
     assert main(["plugins", "show", "logprob"]) == 2
     assert "cai-core:labelers is disabled" in capsys.readouterr().err
+
+
+def test_models_list_says_what_is_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path))
+    from cai_core.models.catalog import model_path
+
+    here = model_path("smollm2-135m-instruct")
+    here.mkdir(parents=True)
+    (here / "cai_model.json").write_text("{}")
+    assert main(["models", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+    assert [name for name, row in rows.items() if row["cached"]] == ["smollm2-135m-instruct"]
+    assert all(row["licence"] and row["joined_sha256"] for row in rows.values())
+    assert main(["models", "list"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["smollm2-135m-instruct"])
+    assert main(["models", "pull", "smollm2-135m-instruct"]) == 0
+    assert capsys.readouterr().out == f"{here}\n", "only the folder is on standard output"
+    assert main(["models", "pull", "smollm2"]) == 2
+    assert "smollm2-135m-instruct" in capsys.readouterr().err
+
+
+def test_a_model_that_asks_is_not_fetched_where_nobody_can_answer(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cai_core.cli.main", "models", "pull", "qwen2.5-coder-1.5b-instruct"],
+        env={**os.environ, "CAI_CACHE": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "state no licence" in done.stderr
+    assert "--yes" in done.stderr
+    assert list(tmp_path.iterdir()) == []
