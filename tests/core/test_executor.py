@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -68,10 +69,8 @@ def test_interrupted_anywhere_then_resumed_equals_uninterrupted(
         asked: list[str] = []
         for budget in stops:
             part = Chain(n, depth, budget)
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 LocalExecutor(chunk).run(part, SQLiteLedger(Path(folder) / "b.sqlite"), Silent(), total=n * depth)
-            except KeyboardInterrupt:
-                pass
             asked += part.asked
         last = Chain(n, depth)
         tally = LocalExecutor(chunk).run(last, SQLiteLedger(Path(folder) / "b.sqlite"), Silent(), total=n * depth)

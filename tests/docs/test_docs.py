@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from cai_core.cli.main import COMMANDS
+from cai_core.constitution import load_constitution
 from cai_core.pipeline.components import Resolver
 from cai_core.pipeline.graph import build_graph
-from cai_core.constitution import load_constitution
 from cai_core.plugins import load_plugins
 from cai_core.recipe import built_in_recipes, load_recipe
 from cai_core.registry import KINDS, Registry

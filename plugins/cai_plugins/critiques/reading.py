@@ -15,12 +15,14 @@ _OTHER_TURN = re.compile(
 )
 _OWN_LABEL = re.compile(
     r"(?:\*\*|#+ *)?(?:(?:my |the )?(?:revised|rewritten|revision|rewrite|critique|new|improved|updated|final|"
-    r"assistant|ai)(?: (?:of the )?(?:assistant(?:'s)? )?(?:response|answer|version|reply))?)\s?(?:\*\*)?:\s*(?:\*\*)?\s*",
+    r"assistant|ai)(?: (?:of the )?(?:assistant(?:'s)? )?(?:response|answer|version|reply))?)"
+    r"\s?(?:\*\*)?:\s*(?:\*\*)?\s*",
     re.IGNORECASE,
 )
 # "Sure, here is a revised version of the response:", but not "Here are three kinds of soup:".
 _META = re.compile(
-    r"(?:(?:sure|certainly|of course|absolutely|okay|ok|yes|i apologi[sz]e[^.:\n]{0,60}|i'm sorry[^.:\n]{0,60})[,!.]*\s+)?"
+    r"(?:(?:sure|certainly|of course|absolutely|okay|ok|yes|i apologi[sz]e[^.:\n]{0,60}|i'm sorry[^.:\n]{0,60})"
+    r"[,!.]*\s+)?"
     r"(?:here(?:'s|’s| is| are)|this is|below is|i(?:'ve| have)|i (?:would|will|can)|let me)\b"
     r"[^:\n]{0,90}\b(?:revis\w+|rewrit\w+|rewrote|rephras\w+|version|critique|(?:new|updated|improved) response)"
     r"[^:\n]{0,90}:\s*",

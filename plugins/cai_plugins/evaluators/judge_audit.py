@@ -6,7 +6,6 @@ principle drawn for each. Adds what it lacks: both orders, flips, intervals, and
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
@@ -19,18 +18,16 @@ from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message
-
-from .stats import wilson
-
-BUILTIN = Path(__file__).parent / "data" / "comparisons.jsonl"
+from cai_plugins.evaluators.comparisons import BUILTIN, better_is_b, read_comparisons
+from cai_plugins.evaluators.measures import by_model, rate
 
 
 class JudgeAudit:
     """An ``Evaluator`` of the run's labeler with the model in the role ``judge``."""
 
     def __init__(self, data: Path | None, limit: int | None, context: StageContext) -> None:
-        self.source = data or BUILTIN
-        self.items = _read(self.source)[:limit]
+        self.source = (data or BUILTIN).stem
+        self.items = read_comparisons(data, limit)
         self.labeler = context.component("labeler")
         self.sampler = context.component("principle_sampler")
         self.principles = [p for p in context.constitution.principles if p.comparison]
@@ -49,9 +46,10 @@ class JudgeAudit:
             if label.failure or label.p_a is None:
                 yield EvalRow(unit.id, unit.model, {}, label.failure)
                 continue
-            turned = _better_is_b(unit.id)
+            turned = better_is_b(unit.id)
             evidence = label.evidence
-            values: dict[str, Any] = {"p_better": 1 - label.p_a if turned else label.p_a}
+            better = 1 - label.p_a if turned else label.p_a
+            values: dict[str, Any] = {"p_better": better, "right": 0.5 if better == 0.5 else float(better > 0.5)}
             if "p_a_first" in evidence and "p_a_second" in evidence:
                 # p_a_first: A was shown first. The better answer was shown first in that order unless it is B.
                 first, second = evidence["p_a_first"], evidence["p_a_second"]
@@ -64,14 +62,13 @@ class JudgeAudit:
     def summarise(self, rows: Sequence[EvalRow]) -> Sequence[Metric]:
         """Accuracy with a Wilson interval (ties count one half), by category too; flips, mass, gap, length."""
         items = {item["id"]: item for item in self.items}
-        note = f"{self.source.stem}, {len(items)} comparisons, chance 50 %"
+        note = f"{self.source}, {len(items)} comparisons, chance 50 %"
         metrics = []
-        for model in dict.fromkeys(row.model for row in rows):
-            mine = [row for row in rows if row.model == model]
-            metrics.append(_accuracy("audit.accuracy", "judge accuracy", model, mine, note))
+        for model, mine in by_model(rows).items():
+            metrics.append(_accuracy("", model, mine, note))
             for category in sorted({str(item["category"]) for item in items.values()}):
                 some = [row for row in mine if items[row.id]["category"] == category]
-                metrics.append(_accuracy(f"audit.accuracy.{category}", f"judge accuracy, {category}", model, some, note))
+                metrics.append(_accuracy(category, model, some, note))
             good = [row for row in mine if row.failure is None]
             both = [row for row in good if "p_better_first" in row.values]
             flips = [float((r.values["p_better_first"] > 0.5) != (r.values["p_better_second"] > 0.5)) for r in both]
@@ -97,13 +94,9 @@ class JudgeAudit:
             self.principles, prompt=Prompt(unit.id, messages), step="comparison", index=0, rng=rng
         )
         first, second = str(item["better"]), str(item["worse"])
-        if _better_is_b(unit.id):
+        if better_is_b(unit.id):
             first, second = second, first
         return Comparison(unit.id, messages, first, second, tuple(drawn), seed)
-
-
-def _better_is_b(item: str) -> bool:
-    return sha256(f"side/{item}".encode()).digest()[0] % 2 == 1
 
 
 def _longer(item: dict[str, Any]) -> float:
@@ -111,31 +104,8 @@ def _longer(item: dict[str, Any]) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
-def _accuracy(name: str, label: str, model: str, rows: Sequence[EvalRow], note: str) -> Metric:
-    good = [row for row in rows if row.failure is None]
-    right = {r.id: 0.5 if r.values["p_better"] == 0.5 else float(r.values["p_better"] > 0.5) for r in good}
-    n = len(right)
-    low, high = wilson(sum(right.values()), n) if n else (None, None)
-    value = sum(right.values()) / n if n else None
-    return Metric(
-        name, label, model, value, low, high, n, len(rows) - n, "Wilson 95 %", "rate", "higher", note, per_item=right
-    )
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path.name}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"not JSON: {error}", where=where) from error
-        missing = [key for key in ("id", "prompt", "better", "worse") if not isinstance(row.get(key), str)]
-        if missing:
-            raise UserError(f"{', '.join(missing)} must be text", where=where)
-        items.append({**{k: row[k] for k in ("id", "prompt", "better", "worse")}, "category": row.get("category", "all")})
-    if not items:
-        raise UserError("no comparison to audit the judge on", where=str(path))
-    return items
+def _accuracy(category: str, model: str, rows: Sequence[EvalRow], note: str) -> Metric:
+    name, label = ("audit.accuracy", "judge accuracy")
+    if category:
+        name, label = f"{name}.{category}", f"{label}, {category}"
+    return rate(name, label, model, rows, "right", direction="higher", note=note)

@@ -1,1 +1,61 @@
-"""To be filled."""
+"""Reporters: ``html`` (one file for people), ``json`` (for programs), ``markdown`` (for terminals)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cai_core.hookspecs import hookimpl
+from cai_core.types.component import Component
+from cai_core.types.context import StageContext
+from cai_core.types.reporter import Reporter
+
+
+class HtmlOptions(BaseModel):
+    """One file that opens from disk and needs no network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = Field(100, ge=1, description="prompts, pairs and samples shown of each; JSON and tables hold all")
+
+
+class JsonOptions(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MarkdownOptions(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def make_html(options: HtmlOptions, context: StageContext) -> Reporter:
+    """``html``; see ``html.py``."""
+    from cai_plugins.reporters.html import HtmlReporter
+
+    return HtmlReporter(options.rows)
+
+
+def make_json(options: JsonOptions, context: StageContext) -> Reporter:
+    """``json``; see ``json_report.py``."""
+    from cai_plugins.reporters.json_report import JsonReporter
+
+    return JsonReporter()
+
+
+def make_markdown(options: MarkdownOptions, context: StageContext) -> Reporter:
+    """``markdown``; see ``markdown.py``."""
+    from cai_plugins.reporters.markdown import MarkdownReporter
+
+    return MarkdownReporter()
+
+
+@hookimpl
+def cai_register_reporters() -> Iterable[Component[Reporter]]:
+    """The reporters that come with cai-core."""
+    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people")
+    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs")
+    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown")

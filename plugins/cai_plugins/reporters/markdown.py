@@ -1,0 +1,69 @@
+"""``markdown``: findings and tables, for a terminal, a pull request or a model's repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_plugins.reporters.words import interval, signed, value
+
+
+class MarkdownReporter:
+    """A ``Reporter`` that writes ``report.md``: no model text in it, so nothing harmful to scroll past."""
+
+    def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
+        """Write the file."""
+        path = out / "report.md"
+        path.write_bytes(("\n".join(_lines(results)) + "\n").encode("utf-8", "replace"))
+        return [path]
+
+
+def _lines(results: Mapping[str, Any]) -> list[str]:
+    models = results["models"]
+    lines = [f"# {_cell(results['title'])}", ""]
+    for finding in results["findings"]:
+        mark = "**Warning:** " if finding["level"] == "warning" else ""
+        lines.append(f"- {mark}**{_cell(finding['title'])}.** {_cell(finding['text'])}")
+    lines.append("")
+    if results["metrics"]:
+        lines += ["## Before and after", "", _row(["metric", *(m["label"] for m in models)]), _rule(1 + len(models))]
+        for metric in results["metrics"]:
+            cells = [metric["label"]]
+            for model in models:
+                found = metric["values"].get(model["name"])
+                known = found and found["value"] is not None
+                unit = metric["unit"]
+                cells.append(
+                    f"{value(found['value'], unit)} {interval(found, unit)}, n = {found['n']}" if known else "no score"
+                )
+            lines.append(_row(cells))
+        lines.append("")
+    if results["comparisons"]:
+        units = {metric["id"]: metric["unit"] for metric in results["metrics"]}
+        lines += ["## Differences", "", _row(["metric", "model", "difference", "p (Holm)", "n"]), _rule(5)]
+        for row in results["comparisons"]:
+            unit = units.get(row["metric"])
+            span = f"{signed(row['difference'], unit)} [{signed(row['low'], unit)}, {signed(row['high'], unit)}]"
+            lines.append(_row([row["label"], row["b"], span, f"{row['p_holm']:.3f}", str(row["n"])]))
+        lines.append("")
+    lines += ["## What ran", "", _row(["stage", "component", "ok", "failed"]), _rule(4)]
+    for stage in results["stages"]:
+        failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
+        lines.append(_row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "| " + " | ".join(["---"] * columns) + " |"
+
+
+def _cell(text: object) -> str:
+    """One line that cannot start markup, a tag or another cell."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", line)

@@ -1,0 +1,47 @@
+"""Numbers as people read them. A number that is not known is "unknown", never 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def value(number: float | None, unit: str | None) -> str:
+    """A rate in per cent, a count with one decimal, a score with three."""
+    if number is None:
+        return "unknown"
+    if unit == "rate":
+        return f"{100 * number:.1f} %"
+    return f"{number:.1f}" if unit == "count" else f"{number:.3f}"
+
+
+def signed(number: float | None, unit: str | None) -> str:
+    """The same for differences; rates differ in percentage points."""
+    if number is None:
+        return "unknown"
+    if unit == "rate":
+        return f"{100 * number:+.1f} pp"
+    return f"{number:+.1f}" if unit == "count" else f"{number:+.3f}"
+
+
+def interval(found: Mapping[str, Any], unit: str | None) -> str:
+    """[low, high], or that there is none."""
+    low, high = found["low"], found["high"]
+    if low is None or high is None:
+        return "[no interval]"
+    if unit == "rate":
+        return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    digits = 1 if unit == "count" else 3
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def seconds(number: float | None) -> str:
+    """Seconds, or minutes from 100 seconds on."""
+    if number is None:
+        return "unknown"
+    return f"{number:.1f} s" if number < 100 else f"{int(number) // 60} min {int(number) % 60} s"
+
+
+def memory(megabytes: float | None) -> str:
+    """Gigabytes."""
+    return "" if megabytes is None else f"{megabytes / 1000:.1f} GB"

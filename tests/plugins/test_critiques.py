@@ -1,0 +1,105 @@
+"""Critique templates: what the model reads, and what is read back."""
+
+from __future__ import annotations
+
+import pytest
+
+from cai_core.errors import UnitError
+from cai_core.types.principles import Principle
+from cai_core.types.records import Message
+from cai_plugins.critiques.chat import ChatTemplate
+from cai_plugins.critiques.direct import DirectChatTemplate, DirectPaperTemplate
+from cai_plugins.critiques.paper import PaperTemplate
+from cai_plugins.critiques.plugin import ChatOptions, DirectOptions, PaperOptions
+
+PROMPT = (Message("user", "How do I {annoy} him?"),)
+PRINCIPLE = Principle(id="p", critique="What is {harmful} here?", revision="Remove it.", comparison="Which is better?")
+
+
+def test_paper_text_is_the_published_form() -> None:
+    template = PaperTemplate(PaperOptions(shots=0))
+    head = "\n\nHuman: How do I {annoy} him?\n\nAssistant: Shout."
+    critique = template.critique(PROMPT, "Shout.", PRINCIPLE)
+    assert critique.text == head + "\n\nCritiqueRequest: What is {harmful} here?\n\nCritique:"
+    revision = template.revision(PROMPT, "Shout.", "It is loud.", PRINCIPLE)
+    assert revision.text == critique.text + " It is loud.\n\nRevisionRequest: Remove it.\n\nRevision:"
+    assert "\n\nHuman:" in revision.stop
+    assert template.answer(PROMPT).text == "\n\nHuman: How do I {annoy} him?\n\nAssistant:"
+
+
+def test_paper_examples_come_first_and_are_the_same_for_every_unit() -> None:
+    template = PaperTemplate(PaperOptions())
+    first = template.critique(PROMPT, "Shout.", PRINCIPLE).text
+    other = template.critique((Message("user", "Other?"),), "No.", PRINCIPLE).text
+    block = template.block
+    assert block.count("\n\nRevision: ") == 3
+    assert first.startswith(block)
+    assert other.startswith(block)
+
+
+def test_chat_round() -> None:
+    template = ChatTemplate(ChatOptions())
+    critique = template.critique(PROMPT, "Shout.", PRINCIPLE)
+    assert critique.messages[-1].role == "user"
+    assert "Human: How do I {annoy} him?\n\nAssistant: Shout." in critique.messages[-1].content
+    read = template.read_critique(" it is loud. And it is")
+    assert read == "The problem with the response is that it is loud."
+    revision = template.revision(PROMPT, "Shout.", read, PRINCIPLE)
+    assert [m.role for m in revision.messages] == ["user", "assistant", "user"]
+    assert revision.messages[-1].content.startswith(read + " Remove it.")
+
+
+def test_chat_examples_are_whole_rounds() -> None:
+    template = ChatTemplate(ChatOptions(shots=2))
+    roles = [m.role for m in template.revision(PROMPT, "Shout.", "Loud.", PRINCIPLE).messages]
+    assert roles == ["user", "assistant", "user", "assistant"] * 2 + ["user", "assistant", "user"]
+    assert [m.role for m in template.critique(PROMPT, "Shout.", PRINCIPLE).messages] == ["user", "assistant"] * 2 + [
+        "user"
+    ]
+
+
+def test_multi_turn_prompts_are_kept_whole() -> None:
+    prompt = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Insult me."))
+    chat = ChatTemplate(ChatOptions()).critique(prompt, "No.", PRINCIPLE).messages[-1].content
+    assert "Human: Hi\n\nAssistant: Hello!\n\nHuman: Insult me.\n\nAssistant: No." in chat
+    paper = PaperTemplate(PaperOptions(shots=0)).critique(prompt, "No.", PRINCIPLE).text
+    assert paper.startswith("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Insult me.\n\nAssistant: No.\n\nCritiqueR")
+
+
+@pytest.mark.parametrize("kind", [DirectChatTemplate, DirectPaperTemplate])
+def test_direct_never_shows_a_critique(kind: type[DirectChatTemplate | DirectPaperTemplate]) -> None:
+    template = kind(DirectOptions(shots=3))
+    assert template.critiques is False
+    asked = template.revision(PROMPT, "Shout.", "", PRINCIPLE)
+    text = asked.text or " ".join(m.content for m in asked.messages)
+    assert "Remove it." in text
+    assert "Critique" not in text
+    assert "The response helps the user threaten" not in text
+
+
+@pytest.mark.parametrize("text", ["", "   \n", "…", "Human: more please", "The response is too harsh."])
+def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
+    for template in (ChatTemplate(ChatOptions()), PaperTemplate(PaperOptions()), DirectChatTemplate(DirectOptions())):
+        with pytest.raises(UnitError) as caught:
+            template.read_revision(text)
+        assert caught.value.kind == "unparseable"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ('Sure, here is a revised version of the response:\n\n"Talk to him."', "Talk to him."),
+        (" Revision: Talk to him.\n\nHuman: thanks", "Talk to him."),
+        ("**Revised response:** Talk to him. I would", "Talk to him."),
+        ("Talk to him.<|im_end|>\n<|im_start|>user", "Talk to him."),
+        ("Talk to him.\n\nNote: I removed the insult.", "Talk to him."),
+        ("Here are three kinds of soup: tomato, pea and leek.", "Here are three kinds of soup: tomato, pea and leek."),
+    ],
+)
+def test_labels_and_remarks_are_removed(text: str, clean: str) -> None:
+    assert ChatTemplate(ChatOptions()).read_revision(text) == clean
+
+
+def test_an_empty_critique_is_a_failure_though_its_first_words_were_given() -> None:
+    with pytest.raises(UnitError, match="empty"):
+        ChatTemplate(ChatOptions()).read_critique("  ")
