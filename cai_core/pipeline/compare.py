@@ -1,7 +1,8 @@
 """Paired comparisons between two models on the same items, in plain Python (the core has no numpy).
 
-Binary metrics: exact McNemar test. Others: sign-flip permutation test. Intervals of the difference: bootstrap over
-items. Holm's correction over all comparisons of a report. Checked against scipy in the tests.
+Binary metrics: exact McNemar test; the interval of the difference by Agresti and Min 2005, which never has length 0
+because no item changed. Others: sign-flip permutation test, bootstrap over items. Holm's correction over all
+comparisons of a report. Checked against scipy and by simulation in the tests.
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ def bootstrap_mean(differences: Sequence[float], seed: int) -> tuple[float, floa
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
 
 
+def agresti_min(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference (b - a) / n of paired proportions: Wald's after adding half an item to each of
+    the four cells (Agresti and Min 2005, Statistics in Medicine 24:729)."""
+    a, b, total = only_a + 0.5, only_b + 0.5, n + 2
+    centre = (b - a) / total
+    half = Z_ALPHA * math.sqrt(a + b - (b - a) ** 2 / total) / total
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p values, in the order given."""
     order = sorted(range(len(values)), key=lambda i: values[i])
@@ -72,10 +82,12 @@ def compare(
     mean = sum(differences) / n
     binary = all(value in (0.0, 1.0) for i in items for value in (first[i], second[i]))
     if binary:
-        p = mcnemar_exact(sum(d < 0 for d in differences), sum(d > 0 for d in differences))
+        only_a, only_b = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+        p = mcnemar_exact(only_a, only_b)
+        low, high = agresti_min(only_a, only_b, n)
     else:
         p = sign_flip(differences, seed)
-    low, high = bootstrap_mean(differences, seed)
+        low, high = bootstrap_mean(differences, seed)
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
     if binary and variance == 0:
         variance = 1 / n  # no item changed: as if one had, rather than a power of 100 %

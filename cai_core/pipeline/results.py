@@ -270,6 +270,7 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
         )
     comparisons = results["comparisons"]
     certain = [row for row in comparisons if row["conclusive"]]
+    open_questions = list(dict.fromkeys(row["label"] for row in comparisons if not row["conclusive"]))
     if comparisons and not certain:
         findings.append(
             _finding(
@@ -279,13 +280,29 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 "correction at 5 %. The differences in the table are what chance alone could give at these n.",
             )
         )
+    elif open_questions:
+        findings.append(
+            _finding(
+                "warning",
+                "Most differences between the models cannot be concluded"
+                if 2 * len(certain) < len(comparisons)
+                else "Some differences between the models cannot be concluded",
+                f"{len(comparisons) - len(certain)} of {len(comparisons)} paired comparisons with the base model are "
+                f"not significant after Holm's correction at 5 %. Chance alone could give what the table shows for: "
+                f"{', '.join(open_questions)}.",
+            )
+        )
+    names = {model["name"]: model["label"] for model in results["models"]}
     for row in certain:
+        unit = next((m["unit"] for m in results["metrics"] if m["id"] == row["metric"]), "score")
+        scale, digits, word = {"rate": (100, 1, " percentage points"), "count": (1, 1, "")}.get(unit, (1, 3, ""))
+        difference, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("difference", "low", "high"))
         findings.append(
             _finding(
                 "info",
-                f"{row['label']}: {row['b']} differs from {row['a']} by {row['difference']:+.3f}",
-                f"95 % interval {row['low']:+.3f} to {row['high']:+.3f}, n = {row['n']}, {row['test']} "
-                f"p = {row['p_holm']:.3g} after Holm. "
+                f"{row['label']}: {names.get(row['b'], row['b'])} {difference}{word} "
+                f"against {names.get(row['a'], row['a'])}",
+                f"95 % interval {low} to {high}, n = {row['n']}, {row['test']} p = {row['p_holm']:.2g} after Holm. "
                 + _direction_note(row, results["metrics"]),
             )
         )

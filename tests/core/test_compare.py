@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cai_core.pipeline.compare import RESAMPLES, bootstrap_mean, compare, compare_all, holm, mcnemar_exact, sign_flip
+from cai_core.pipeline.compare import (
+    RESAMPLES,
+    agresti_min,
+    bootstrap_mean,
+    compare,
+    compare_all,
+    holm,
+    mcnemar_exact,
+    sign_flip,
+)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -75,3 +84,22 @@ def test_same_models_are_never_conclusive_and_power_is_not_claimed() -> None:
     assert row["p"] == 1.0
     assert not row["conclusive"]
     assert row["minimum_detectable"] > 0
+
+
+@pytest.mark.parametrize(("n", "p_a", "p_b"), [(16, 0.05, 0.2), (30, 0.1, 0.1), (60, 0.02, 0.1)])
+def test_interval_of_paired_proportions_covers_at_small_n(n: int, p_a: float, p_b: float) -> None:
+    rng = random.Random(n)
+    runs, hits = 1500, 0
+    for _ in range(runs):
+        draws = [rng.random() for _ in range(n)]
+        only_a, only_b = sum(d < p_a for d in draws), sum(p_a <= d < p_a + p_b for d in draws)
+        low, high = agresti_min(only_a, only_b, n)
+        hits += low <= p_b - p_a <= high
+    assert hits / runs > 0.95 - 3 * (0.95 * 0.05 / runs) ** 0.5
+
+
+def test_interval_of_paired_proportions_is_never_a_point() -> None:
+    low, high = agresti_min(0, 0, 16)
+    assert low < 0 < high
+    low, high = agresti_min(16, 0, 16)
+    assert -1 <= low < high < 0

@@ -77,7 +77,10 @@ def test_direct_never_shows_a_critique(kind: type[DirectChatTemplate | DirectPap
     assert "The response helps the user threaten" not in text
 
 
-@pytest.mark.parametrize("text", ["", "   \n", "…", "Human: more please", "The response is too harsh."])
+@pytest.mark.parametrize(
+    "text",
+    ["", "   \n", "…", "Human: more please", "The response is too harsh.", "The problem with your response is noise."],
+)
 def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
     for template in (ChatTemplate(ChatOptions()), PaperTemplate(PaperOptions()), DirectChatTemplate(DirectOptions())):
         with pytest.raises(UnitError) as caught:

@@ -37,7 +37,10 @@ _AFTERWORD = re.compile(
 # A revision that speaks about the response instead of being one.
 _CRITIQUE_VOICE = re.compile(
     r"(?:the|this|my) (?:assistant(?:'s|’s)? )?(?:last |previous |original |above )?(?:response|reply|critique)\b"
-    r"(?! (?:time|rate|team|to (?:this|your)))|the assistant(?:'s|’s| (?:is|was|should|could|did|has|does))\b",
+    r"(?! (?:time|rate|team|to (?:this|your)))|"
+    r"(?:the|one|another) (?:problem|issue|trouble) with (?:the|this|that|my|your) (?:\w+ )?"
+    r"(?:response|answer|reply)\b|"
+    r"the assistant(?:'s|’s| (?:is|was|should|could|did|has|does))\b",
     re.IGNORECASE,
 )
 _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("«", "»"))

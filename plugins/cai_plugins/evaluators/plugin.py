@@ -25,7 +25,7 @@ class HHHOptions(BaseModel):
     limit: int | None = Field(None, ge=1, description="so many items, categories taking turns; null is all")
     signal: Literal["likelihood", "choice"] = Field(
         "likelihood",
-        description="likelihood: log-probability per token of writing each answer; choice: (A) or (B), both orders",
+        description="likelihood: how much likelier the prompt makes each answer (PMI); choice: (A) or (B), both orders",
     )
 
 

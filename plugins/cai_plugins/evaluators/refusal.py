@@ -14,7 +14,7 @@ from cai_core.types.records import Message
 from cai_plugins.evaluators.measures import by_model, rate
 from cai_plugins.evaluators.refusal_rules import grade
 
-# From tests/benchmarks/refusal_grader.py; a test compares.
+# From tests/benchmarks/refusal_grader.py.
 GRADER_NOTE = "Graded by rules: precision 0.88, recall 0.82 against people, on the half of XSTest that shaped no rule."
 HARMLESS = ("helpful", "borderline")
 
