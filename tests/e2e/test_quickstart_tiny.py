@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_model
+from tiny import embedded_stand_in
 
 SMALL = [
     *("-o", "prompts.red_team=4", "-o", "prompts.helpful=2", "-o", "prompts.heldout_red_team=3"),
@@ -73,14 +73,7 @@ class Home:
 
 
 def make_home(folder: Path) -> Home:
-    os.environ["CAI_CACHE"] = str(folder / "cache")
-    from cai_core.models.catalog import model_path
-
-    model = tiny_model(model_path("smollm2-135m-instruct"))
-    config = json.loads((model / "config.json").read_text())
-    config["max_position_embeddings"] = 4096
-    (model / "config.json").write_text(json.dumps(config))
-    (model / "cai_model.json").write_text(json.dumps({"name": "smollm2-135m-instruct"}))
+    embedded_stand_in(folder / "cache")
     return Home(folder, [], {})
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cai_core.errors import UserError
 from cai_core.pipeline.executor import Outcome, Unit
 from cai_core.pipeline.job import Job
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
+from cai_core.types.prompts import Prompt
 from cai_core.types.records import ModelInput, UnitFailure
 
 
@@ -81,6 +83,16 @@ def plain_outcome(completion: Completion, payload: Mapping[str, Any]) -> Outcome
     if not text:
         return Outcome(payload, UnitFailure("unparseable", "the model answered nothing"))
     return Outcome({**payload, "text": text})
+
+
+def refuse_too_long(prompt: Prompt, failure: UnitFailure | None) -> None:
+    """Raises ``UserError`` for a prompt that does not fit the model's context: bad input, which no rerun can mend."""
+    if failure and failure.kind == "too_long":
+        raise UserError(
+            f"the prompt {prompt.id!r} is longer than the model's context: {failure.message}",
+            where=prompt.source,
+            hint="shorten it, take it out, or lower `max_new_tokens`; everything finished so far is kept",
+        )
 
 
 def failure_record(failure: UnitFailure | None) -> dict[str, str] | None:

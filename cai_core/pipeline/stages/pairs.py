@@ -12,6 +12,7 @@ from cai_core.pipeline.stages.generate import (
     failure_record,
     generation_unit,
     plain_outcome,
+    refuse_too_long,
     run_generation,
     sampling_from,
 )
@@ -34,14 +35,14 @@ class Samples:
         self.label = label
         self.sampling = sampling_from(job.spec.settings["sampling"])
         self.rows: dict[tuple[str, int], Row] = {}
-        self._units: dict[str, tuple[str, int]] = {}
+        self._units: dict[str, tuple[Prompt, int]] = {}
 
     def initial(self) -> Iterable[Unit[GenerateRequest]]:
         """See ``UnitStage``."""
         for prompt in self.prompts:
             for copy in range(self.copies):
                 name = f"{self.label}/{prompt.id}/{copy}"
-                self._units[name] = (prompt.id, copy)
+                self._units[name] = (prompt, copy)
                 yield generation_unit(
                     self.job, self.role, name, ModelInput(messages=prompt.messages), self.sampling
                 )
@@ -53,7 +54,9 @@ class Samples:
 
     def follow(self, unit: Unit[GenerateRequest], row: Row) -> Iterable[Unit[GenerateRequest]]:
         """See ``UnitStage``."""
-        self.rows[self._units[unit.name]] = row
+        prompt, copy = self._units[unit.name]
+        refuse_too_long(prompt, row.failure)
+        self.rows[prompt.id, copy] = row
         return ()
 
 

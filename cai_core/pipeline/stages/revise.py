@@ -16,7 +16,13 @@ from typing import Any
 from cai_core.errors import UnitError, UserError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
-from cai_core.pipeline.stages.generate import failure_record, generation_unit, run_generation, sampling_from
+from cai_core.pipeline.stages.generate import (
+    failure_record,
+    generation_unit,
+    refuse_too_long,
+    run_generation,
+    sampling_from,
+)
 from cai_core.pipeline.tables import CHAINS, EXAMPLES, messages_record, read_prompts
 from cai_core.store.ledger import Row
 from cai_core.store.tables import write_table
@@ -92,6 +98,8 @@ class _Revise:
     def follow(self, unit: Unit[_Step], row: Row) -> Iterable[Unit[_Step]]:
         chain, kind = unit.work.chain, unit.work.kind
         if row.failure:
+            if kind == "answer":
+                refuse_too_long(chain.prompt, row.failure)
             chain.failure = row.failure
             if chain.rounds and kind != "answer":
                 chain.rounds[-1]["failure"] = failure_record(row.failure)

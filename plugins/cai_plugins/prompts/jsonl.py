@@ -33,7 +33,7 @@ class JsonlPrompts:
         lines: dict[str, int] = {}
         for number, line in self._lines():
             try:
-                prompt = self._prompt(line)
+                prompt = self._prompt(line, number)
                 if prompt.id in lines:
                     same = f"line {lines[prompt.id]} has the same id {prompt.id!r}"
                     raise ValueError(f"{same}; ids must be unique, and a row without one must not be there twice")
@@ -75,7 +75,7 @@ class JsonlPrompts:
         except OSError as error:
             raise UserError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
 
-    def _prompt(self, line: str) -> Prompt:
+    def _prompt(self, line: str, number: int) -> Prompt:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
@@ -110,7 +110,7 @@ class JsonlPrompts:
             messages=messages,
             kind=cast(PromptKind, kind),
             split=cast(Split, split),
-            source=self.options.path.name,
+            source=f"{self.options.path.name}:{number}",
             tags=tuple(tags),
         )
 
