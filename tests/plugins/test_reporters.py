@@ -116,6 +116,9 @@ class TestInABrowser:
             for name in ("color", "backgroundColor")
         )
         assert contrast(ink, ground) >= 7, "WCAG AAA for body text"
+        images = page.evaluate("[...document.images].map(i => [i.currentSrc === i.src, i.naturalWidth > 0])")
+        assert images
+        assert all(image == [scheme == "light", True] for image in images), "charts follow the colour scheme"
 
 
 def contrast(first: str, second: str) -> float:
