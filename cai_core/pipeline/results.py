@@ -129,10 +129,10 @@ def _audit(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
             "n": accuracy["n"],
             "failed": accuracy["failed"],
             "accuracy": _interval(accuracy),
-            "flip_rate": _value(metrics, "audit.flip_rate"),
-            "mass": _value(metrics, "audit.mass"),
-            "mean_p_gap": _value(metrics, "audit.gap"),
-            "length_baseline": _value(metrics, "audit.length_baseline"),
+            "flip_rate": _of(metrics, "audit.flip_rate"),
+            "mass": _of(metrics, "audit.mass"),
+            "mean_p_gap": _of(metrics, "audit.gap"),
+            "length_baseline": _of(metrics, "audit.length_baseline"),
             "verdict": verdict(accuracy),
             "by_category": [
                 {"category": m["id"].removeprefix("audit.accuracy."), "n": m["n"], "accuracy": _interval(m)}
@@ -161,8 +161,8 @@ def _interval(metric: Mapping[str, Any]) -> dict[str, Any]:
     return {key: metric[key] for key in ("value", "low", "high", "n", "interval")}
 
 
-def _value(metrics: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
-    return metrics[name]["value"] if name in metrics else None
+def _of(metrics: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any] | None:
+    return _interval(metrics[name]) if name in metrics else None
 
 
 def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
@@ -246,22 +246,23 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
         findings.append(
             _finding(
                 "warning",
-                f"The judge is {audit['verdict']}: its labels carry no usable signal",
+                f"The judge is {audit['verdict']}: nothing shows that its labels carry a signal",
                 f"On {audit['n']} labelled comparisons the labeler agrees with the label "
                 f"{_percent(accuracy['value'])} of the time, interval {_percent(accuracy['low'])} to "
-                f"{_percent(accuracy['high'])}, and 50 % is a coin. What the preference model and RL learnt from it "
-                "is noise, whatever the numbers below say. Use a larger judge.",
+                f"{_percent(accuracy['high'])}, and 50 % is a coin. What the preference model and RL learnt "
+                "from its labels may as well be noise, whatever the numbers below say. Use a larger judge.",
             )
         )
     elif audit:
-        accuracy = audit["accuracy"]
+        accuracy, flips = audit["accuracy"], audit["flip_rate"]
         findings.append(
             _finding(
                 "info",
                 "The judge is better than a coin on the audit set",
                 f"{_percent(accuracy['value'])} of {audit['n']} labelled comparisons, interval "
-                f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])}; the answer changes with the order of "
-                f"the options in {_percent(audit['flip_rate'])} of them.",
+                f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])}"
+                + (f"; its answer changes with the order of the options in {_percent(flips['value'])}" if flips else "")
+                + ".",
             )
         )
     elif results["pairs"]:

@@ -19,7 +19,7 @@ from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message
 from cai_plugins.evaluators.comparisons import BUILTIN, better_is_b, read_comparisons
-from cai_plugins.evaluators.measures import by_model, rate
+from cai_plugins.evaluators.measures import by_model, mean, rate
 
 
 class JudgeAudit:
@@ -70,19 +70,23 @@ class JudgeAudit:
                 some = [row for row in mine if items[row.id]["category"] == category]
                 metrics.append(_accuracy(category, model, some, note))
             good = [row for row in mine if row.failure is None]
-            both = [row for row in good if "p_better_first" in row.values]
-            flips = [float((r.values["p_better_first"] > 0.5) != (r.values["p_better_second"] > 0.5)) for r in both]
-            masses = [float(row.values["mass"]) for row in good if "mass" in row.values]
-            gaps = [abs(float(row.values["p_better"]) - 0.5) for row in good]
-            longer = [_longer(items[row.id]) for row in good]
-            for name, label, values in (
+            both = {r.id: r.values for r in good if "p_better_first" in r.values}
+            flips = {i: float((v["p_better_first"] > 0.5) != (v["p_better_second"] > 0.5)) for i, v in both.items()}
+            longer = {row.id: _longer(items[row.id]) for row in good}
+            masses = {row.id: float(row.values["mass"]) for row in good if "mass" in row.values}
+            gaps = {row.id: abs(float(row.values["p_better"]) - 0.5) for row in good}
+            for name, label, found in (
                 ("flip_rate", "answers that change with the order", flips),
-                ("mass", "probability on the two options", masses),
-                ("gap", "mean distance of the label from 0.5", gaps),
                 ("length_baseline", "accuracy of preferring the longer answer", longer),
             ):
-                mean = sum(values) / len(values) if values else None
-                metrics.append(Metric(f"audit.{name}", label, model, mean, None, None, len(values)))
+                values = [EvalRow(item, model, {"value": value}) for item, value in found.items()]
+                metrics.append(rate(f"audit.{name}", label, model, values, "value", direction="none"))
+            for name, label, found in (
+                ("mass", "probability on the two options", masses),
+                ("gap", "mean distance of the label from 0.5", gaps),
+            ):
+                values = [EvalRow(item, model, {"value": value}) for item, value in found.items()]
+                metrics.append(mean(f"audit.{name}", label, model, values, "value", unit="score", direction="none"))
         return metrics
 
     def _comparison(self, unit: EvalUnit) -> Comparison:
