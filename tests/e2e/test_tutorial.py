@@ -56,7 +56,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 def test_every_command_of_the_tutorial_works(reader: Reader) -> None:
     outputs = {line: reader.types(line) for line in commands()[1:]}
     assert "0 to run" in outputs["cai plan quickstart"], "every stage is reused, as the text says"
-    reuse = {line.split()[0]: line for line in outputs["cai plan quickstart -o label.labeler.shots=0"].splitlines()}
+    reuse = {line.split()[0]: line for line in outputs["cai plan quickstart -o label.labeler.shots=2"].splitlines()}
     assert "reuse" in reuse["pairs"]
     assert "shots" in reuse["label"]
     swap = {line.split()[0]: line.split()[1] for line in outputs["cai plan quickstart -o rl=best_of_n"].splitlines()}
