@@ -225,6 +225,7 @@ class _Run:
     def _publish(self, artifact: Artifact) -> None:
         for entry in artifact.info["files"]:
             target = self.folder / entry["file"]
+            target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.tmp")
             shutil.copyfile(artifact.path / entry["file"], temporary)
             temporary.replace(target)
