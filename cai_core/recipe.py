@@ -6,7 +6,6 @@ the chosen one stand under ``options: {rl_algorithm: {grpo: {...}}}``, so that s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cai_core.errors import UserError, UserErrors
-from cai_core.yamlio import Lines, load_yaml
+from cai_core.yamlio import Lines, load_yaml, near_name
 
 SCHEMA_VERSION = 1
 ROLES = ("generator", "sft_base", "judge", "judge_cot", "reward_base", "policy", "reference")
@@ -214,12 +213,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeFile:
     if unknown:
         problems = []
         for role in unknown:
-            near = difflib.get_close_matches(role, ("base", *ROLES), 1)
             problems.append(
                 UserError(
                     f"unknown role {role!r}",
                     where=holder.where(("models", role)),
-                    hint=(f"did you mean {near[0]!r}? " if near else "") + f"roles: base, {', '.join(ROLES)}",
+                    hint=f"{near_name(role, ('base', *ROLES))} Roles: base, {', '.join(ROLES)}.".strip(),
                 )
             )
         raise UserErrors(problems)
@@ -235,12 +233,8 @@ def _find(name_or_path: str) -> Path:
         return path
     if name_or_path in built_in:
         return built_in[name_or_path]
-    near = difflib.get_close_matches(name_or_path, built_in, 1)
-    raise UserError(
-        f"no recipe called {name_or_path!r}",
-        hint=(f"did you mean {near[0]!r}? " if near else "")
-        + f"built in: {', '.join(built_in)}; or give the path of a YAML file",
-    )
+    hint = f"{near_name(name_or_path, built_in)} Built in: {', '.join(built_in)}; or give the path of a YAML file."
+    raise UserError(f"no recipe called {name_or_path!r}", hint=hint.strip())
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -252,7 +246,10 @@ def _override(data: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for part in parents:
         below = target.get(part)
-        if isinstance(below, str):
+        field = {"evaluate": "evaluators", "report": "reporters"}.get(part) if target is data else None
+        if field and isinstance(below, str | list):
+            below = {field: [below] if isinstance(below, str) else below}
+        elif isinstance(below, str):
             below = {"labeler" if part == "label" and target is data else "name": below}
         elif below is None:
             below = {}
@@ -268,9 +265,8 @@ def _problem(holder: RecipeFile, item: Any) -> UserError:
     message, hint = str(item["msg"]), ""
     if item["type"] == "extra_forbidden":
         known = _fields(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, 1)
         message = f"unknown key {path[-1]!r}"
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        hint = near_name(str(path[-1]), known) or f"known keys: {', '.join(known)}"
     elif item["type"] == "missing":
         message = f"{path[-1]!r} is missing"
         path = path[:-1] or path

@@ -7,7 +7,6 @@ looks like one.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import json
@@ -24,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from cai_core.errors import CAIError, EnvironmentProblem, UserError
+from cai_core.yamlio import near_name
 
 _TEMPORARY = ".tmp-"
 _CHUNK = 1 << 20
@@ -105,10 +105,9 @@ def find(name: str) -> CatalogModel:
     """The catalog entry. Raises ``UserError`` with near names."""
     if name in CATALOG:
         return CATALOG[name]
-    near = difflib.get_close_matches(name, CATALOG, 1)
     raise UserError(
         f"no model called {name!r} in the catalog",
-        hint=(f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(CATALOG)}",
+        hint=f"{near_name(name, CATALOG)} There are: {', '.join(CATALOG)}.".strip(),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from cai_core.errors import UserError
 from cai_core.models.catalog import CATALOG, is_cached, model_path, pull
 from cai_core.store.canonical import digest, file_sha256, write_json
+from cai_core.yamlio import near_name
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?$")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
@@ -44,13 +44,8 @@ def locate(name: str, folder: Path, where: str, digests: Path) -> ExternalModel:
         return ExternalModel(name, "folder", _folder_digest(path, digests), str(path.resolve()))
     if _HUB_ID.match(name):
         return ExternalModel(name, "hub", digest({"hub": name}), name)
-    near = difflib.get_close_matches(name, CATALOG, 1)
-    raise UserError(
-        f"unknown model {name!r}",
-        where=where,
-        hint=(f"did you mean {near[0]!r}? " if near else "")
-        + f"catalog: {', '.join(CATALOG)}; or a folder, or a hub id like owner/name",
-    )
+    hint = f"{near_name(name, CATALOG)} Catalog: {', '.join(CATALOG)}; or a folder, or a hub id like owner/name"
+    raise UserError(f"unknown model {name!r}", where=where, hint=hint.strip())
 
 
 def check_folder(path: Path, where: str) -> None:

@@ -25,6 +25,7 @@ from cai_core.pipeline.job import Job, JobSpec
 from cai_core.plugins import load_plugins
 from cai_core.registry import Registry
 
+FULL = 1 << 20  # bytes: less than any artifact needs; our choice
 
 def main(arguments: list[str]) -> int:
     """Run the job file named by the only argument. Returns the exit code."""
@@ -68,8 +69,12 @@ def run_job(spec: JobSpec, emit: Any) -> None:
         info["seconds"] = round(time.monotonic() - start, 1)
         info["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
         job.artifacts.commit(folder, spec.kind, spec.digest, spec.identity, info)
-    except BaseException:
+    except BaseException as error:
+        # Libraries have many words for a full disk (torch.save: "unexpected pos"), so the disk is asked.
+        full = isinstance(error, Exception) and shutil.disk_usage(spec.store).free < FULL
         shutil.rmtree(folder, ignore_errors=True)
+        if full and not isinstance(error, CAIError):
+            raise _no_space(spec.store) from error
         raise
     finally:
         job.close()
@@ -101,19 +106,17 @@ def _cancel(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt  # not an Exception: libraries that catch those let it through
 
 
+def _no_space(where: str) -> EnvironmentProblem:
+    hint = "free some space and give the same command again: everything committed is kept"
+    return EnvironmentProblem("no space left on the disk", where=where, hint=hint)
+
+
 def _translated(error: BaseException) -> CAIError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return EnvironmentProblem(
-            "no space left on the disk",
-            where=str(error.filename or ""),
-            hint="free some space and give the same command again: everything committed is kept",
-        )
+        return _no_space(str(error.filename or ""))
     text = str(error)
     if "No space left" in text or "os error 28" in text or "File too large" in text:
-        return EnvironmentProblem(
-            f"no space left on the disk ({text})",
-            hint="free some space and give the same command again: everything committed is kept",
-        )
+        return _no_space("")
     if isinstance(error, MemoryError):
         return EnvironmentProblem("out of memory", hint="use smaller batches or a smaller model")
     return CAIError(f"{type(error).__name__}: {text}", hint="the stage's log has the traceback")

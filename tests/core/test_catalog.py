@@ -100,4 +100,4 @@ def test_a_model_that_is_there_needs_nothing(index: Path) -> None:
 def test_near_names() -> None:
     with pytest.raises(UserError) as caught:
         model_path("smollm2-135m")
-    assert "did you mean 'smollm2-135m-instruct'?" in str(caught.value.hint)
+    assert "Did you mean 'smollm2-135m-instruct'?" in str(caught.value.hint)

@@ -125,11 +125,11 @@ def test_branches_and_iteration_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        (FULL.replace("rounds", "roundz"), 8, "did you mean 'rounds'"),
+        (FULL.replace("rounds", "roundz"), 8, "Did you mean 'rounds'"),
         (FULL.replace("rl: grpo", "rl: grppo"), 13, "grpo"),
         (FULL.replace("seed: 5", "seed: minus one"), 4, "seed"),
         (FULL.replace("rl: grpo", "rl: {name: grpo, stepz: 2}"), 13, "steps"),
-        (FULL.replace("models: {base: org/model}", "models: {bsae: org/model}"), 6, "did you mean 'base'"),
+        (FULL.replace("models: {base: org/model}", "models: {bsae: org/model}"), 6, "Did you mean 'base'"),
         (FULL.replace("sft: sft\n", "").replace("revise: {rounds: 1}", "sft: sft"), 8, "needs the stage `revise`"),
         (FULL + "options: {rl_algorithm: {grpo: {stepz: 2}}}\n", 15, "steps"),
         (FULL + "iterate: 0\n", 15, "greater than or equal"),

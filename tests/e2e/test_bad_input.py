@@ -64,7 +64,7 @@ def test_all_mistakes_of_a_recipe_come_at_once_with_their_lines(folder: Folder) 
     folder.write(RECIPE.replace("rounds: 1", "runds: 1").replace("report: [json]", "repot: [json]"))
     output = folder.run(code=2)
     assert "r.yaml:7: revise.runds: unknown key 'runds'" in output
-    assert "did you mean 'rounds'?" in output
+    assert "Did you mean 'rounds'?" in output
     assert "r.yaml:8: repot: unknown key 'repot'" in output
     assert not (folder.path / "runs").exists()
 
@@ -74,7 +74,7 @@ def test_unknown_components_and_options_are_named_with_near_ones(folder: Folder)
     folder.write(recipe.replace("name: jsonl, path", "name: jsonl, kindd: x, path"))
     output = folder.run(code=2)
     assert "jsonn" in output
-    assert "did you mean 'json'" in output
+    assert "Did you mean 'json'" in output
     assert "kindd" in output
     assert "r.yaml:6" in output
     assert "r.yaml:8" in output

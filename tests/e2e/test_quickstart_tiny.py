@@ -174,16 +174,21 @@ def test_another_algorithm_is_one_word(home: Home) -> None:
 
 
 def test_ctrl_c_is_cancelled_and_goes_on(home: Home) -> None:
-    arguments = ("run", "quickstart", *SMALL, "-o", "seed=3", "--until", "revise")
+    more = ("-o", "prompts.red_team=64", "-o", "revise.sampling.max_new_tokens=64", "-o", "seed=3")
+    arguments = ("run", "quickstart", *SMALL, *more, "--until", "revise")
+    before = len(home.rows()["revise"])
     process = home.start(*arguments)
+    while process.poll() is None and len(home.rows()["revise"]) <= before:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    for line in process.stderr:
-        if "revise ..." in line:
-            time.sleep(2)
-            process.send_signal(signal.SIGINT)
-            break
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 130, rest
+    committed = home.rows()["revise"]
+    assert len(committed) > before
     records = [json.loads(p.read_text()) for p in (home.folder / "runs").glob("quickstart-*/run.json")]
     assert [r["status"] for r in records if r["seed"] == 3] == ["cancelled"]
     home.cai(*arguments)
+    after = home.rows()["revise"]
+    assert committed.items() <= after.items()
+    assert len(after) > len(committed)
