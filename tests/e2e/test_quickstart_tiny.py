@@ -56,7 +56,13 @@ class Home:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(*arguments), cwd=self.folder, env=self.environment(), stderr=subprocess.PIPE, text=True
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            # A job that a script put into the background ignores Ctrl-C, and so would all that these tests start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def rows(self) -> dict[str, dict[str, str]]:
