@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cai_core.cli.doctor import command as doctor
 from cai_core.cli.terminal import clean, columns
 from cai_core.errors import UserError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 @click.group("plugins")
 def command() -> None:
     """List components and show their options."""
+
+
+command.add_command(doctor)
 
 
 @command.command("list")

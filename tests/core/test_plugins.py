@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from textwrap import dedent
 
 import pytest
 
+from cai_core.cli.main import main
 from cai_core.errors import PluginError
 from cai_core.plugins import PluginFailure, Plugins, load_plugins
 
@@ -319,3 +321,31 @@ def test_the_first_of_two_installed_copies_counts(
 def test_loading_twice_gives_the_same(install: Install) -> None:
     install("good", {"judges": ("mod_good", labelers("fine"))})
     assert ids(load()) == ids(load()) == ["good/fine"]
+
+
+def test_doctor_tells_the_sick_from_the_well(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "doctor"]) == 0
+    capsys.readouterr()
+    install("well", {"one": ("well_plugin", labelers("logprob"))})
+    install("sick", {"two": ("sick_plugin", "import nothing_of_this_name\n")}, version="2.1")
+    assert main(["plugins", "doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "ok        well:one (1.0): 1 component(s)" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("failed    sick:two (2.1): ")]
+    assert "ModuleNotFoundError" in line
+    assert "the module 'nothing_of_this_name'" in out, "the remedy"
+    assert "clash     labeler 'logprob': name it in full: cai-core/logprob, well/logprob" in out
+    assert main(["plugins", "doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [failure["plugin"] for failure in found["failed"]] == ["sick:two"]
+    assert "Traceback" in found["failed"][0]["detail"]
+    assert found["clashes"][0]["ids"] == ["cai-core/logprob", "well/logprob"]
+
+
+def test_doctor_shows_what_was_switched_off(
+    install: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("off", {"one": ("off_plugin", "raise SystemExit(3)\n")})
+    monkeypatch.setenv("CAI_DISABLE_PLUGINS", "off")
+    assert main(["plugins", "doctor"]) == 0
+    assert "disabled  off:one" in capsys.readouterr().out

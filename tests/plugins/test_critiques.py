@@ -94,6 +94,8 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
         ('Sure, here is a revised version of the response:\n\n"Talk to him."', "Talk to him."),
         (" Revision: Talk to him.\n\nHuman: thanks", "Talk to him."),
         ("**Revised response:** Talk to him. I would", "Talk to him."),
+        ("Here's a possible alternative to the response:\n\nTalk to him.", "Talk to him."),
+        ("Here are alternatives to butter: oil, purée.", "Here are alternatives to butter: oil, purée."),
         ("Talk to him.<|im_end|>\n<|im_start|>user", "Talk to him."),
         ("Talk to him.\n\nNote: I removed the insult.", "Talk to him."),
         ("Here are three kinds of soup: tomato, pea and leek.", "Here are three kinds of soup: tomato, pea and leek."),

@@ -24,7 +24,8 @@ _META = re.compile(
     r"(?:(?:sure|certainly|of course|absolutely|okay|ok|yes|i apologi[sz]e[^.:\n]{0,60}|i'm sorry[^.:\n]{0,60})"
     r"[,!.]*\s+)?"
     r"(?:here(?:'s|’s| is| are)|this is|below is|i(?:'ve| have)|i (?:would|will|can)|let me)\b"
-    r"[^:\n]{0,90}\b(?:revis\w+|rewrit\w+|rewrote|rephras\w+|version|critique|(?:new|updated|improved) response)"
+    r"[^:\n]{0,90}\b(?:revis\w+|rewrit\w+|rewrote|rephras\w+|version|critique|(?:new|updated|improved) response|"
+    r"(?:alternative|replacement)[^:\n]{0,30}\b(?:response|answer))"
     r"[^:\n]{0,90}:\s*",
     re.IGNORECASE,
 )
