@@ -24,9 +24,9 @@ from typing import Any
 
 import pluggy
 
-from cai_core import hookspecs
+from cai_core import __version__, hookspecs
 from cai_core.errors import PluginError
-from cai_core.hookspecs import PROJECT
+from cai_core.hookspecs import HOOKSPEC_VERSION, PROJECT
 from cai_core.types.backend import Backend
 from cai_core.types.component import Component
 from cai_core.types.critique import CritiqueTemplate
@@ -42,6 +42,8 @@ from cai_core.yamlio import near_name
 
 OWN_DISTRIBUTION = "cai-core"
 DISABLE_VARIABLE = "CAI_DISABLE_PLUGINS"
+VERSION_ATTRIBUTE = "CAI_HOOKSPEC_VERSION"
+"""Name in a plugin's module: the versions of the hooks that it is written for; the present one where it is absent."""
 MAX_COMPONENTS = 1000
 """Most components one hook may yield: our choice, so that an endless generator is a failure, not a hang."""
 
@@ -126,6 +128,7 @@ class _Found:
         return f"{self.distribution}:{self.entry}"
 
     def failure(self, reason: str, hint: str = "", detail: str = "") -> PluginFailure:
+        hint = hint or f"Disable it with {DISABLE_VARIABLE}={self.distribution}, or ask its author."
         return PluginFailure(self.plugin_id, self.distribution, self.version, reason, hint, detail)
 
 
@@ -275,7 +278,7 @@ def _load(plugin: _Found) -> ModuleType:
 
 
 def _from_exception(plugin: _Found, what: str, error: BaseException) -> _Refused:
-    hint = f"Disable it with {DISABLE_VARIABLE}={plugin.distribution}, or ask its author."
+    hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
         if plugin.value == error.name or plugin.value.startswith(error.name + "."):
             hint = f"Its module is missing: install {plugin.distribution} again."
@@ -289,12 +292,13 @@ def _register(manager: pluggy.PluginManager, plugin: _Found, module: ModuleType)
     if (other := manager.get_name(module)) is not None:
         reason = f"its module {plugin.value} is the plugin {other} already"
         raise _Refused(reason, "Remove one of the two entry points.")
+    _check_version(module)
     _check_hooks(manager, module)
     try:
         manager.register(module, name=plugin.plugin_id)
     except pluggy.PluginValidationError as error:
-        reason = " ".join(str(error).split())
-        raise _Refused(reason, "Registration hooks take no arguments.") from None
+        # The message says module and hook first, then its own words over several lines.
+        raise _Refused(" ".join(str(error).split()), "Registration hooks take no arguments.") from None
     offers: list[Offer] = []
     for kind in KINDS.values():
         for implementation in getattr(manager.hook, kind.hook).get_hookimpls():
@@ -319,6 +323,20 @@ def _register(manager: pluggy.PluginManager, plugin: _Found, module: ModuleType)
     return offers
 
 
+def _check_version(module: ModuleType) -> None:
+    given = getattr(module, VERSION_ATTRIBUTE, HOOKSPEC_VERSION)
+    versions = given if isinstance(given, tuple) else (given,)
+    if not versions or any(type(version) is not int for version in versions):
+        reason = f"{VERSION_ATTRIBUTE} is {given!r}, not a whole number or a tuple of them"
+        raise _Refused(reason, f"Write {VERSION_ATTRIBUTE} = {HOOKSPEC_VERSION}.")
+    if HOOKSPEC_VERSION not in versions:
+        ours = f"version {HOOKSPEC_VERSION} of the hooks of cai-core {__version__}"
+        reason = f"it is written for version {', '.join(map(str, versions))} of the hooks, not for {ours}"
+        if min(versions) > HOOKSPEC_VERSION:
+            raise _Refused(reason, "Install a newer cai-core, or an older version of the plugin.")
+        raise _Refused(reason, "Install a newer version of the plugin, or an older cai-core.")
+
+
 def _check_hooks(manager: pluggy.PluginManager, module: ModuleType) -> None:
     hooks = {kind.hook for kind in KINDS.values()}
     marked = False
@@ -332,7 +350,8 @@ def _check_hooks(manager: pluggy.PluginManager, module: ModuleType) -> None:
             raise _Refused(f"{attribute} is a hook wrapper", "Registration hooks may not be wrapped.")
         if name not in hooks and not options.get("optionalhook"):
             near = near_name(name, hooks)
-            raise _Refused(f"unknown hook '{name}'", near or "The plugin needs a newer or an older cai-core.")
+            hint = f"{near} Hooks are: {', '.join(sorted(hooks))}.".strip()
+            raise _Refused(f"unknown hook '{name}'", hint)
     if not marked:
         raise _Refused("it holds no hook", "Mark its functions with cai_core.hookspecs.hookimpl.")
 
@@ -353,7 +372,7 @@ def _components(plugin: _Found, kind: Kind, function: Any) -> Iterator[Any]:
     except (Exception, SystemExit) as error:
         raise _from_exception(plugin, f"{kind.hook} failed", error) from error
     if len(items) > MAX_COMPONENTS:
-        raise _Refused(f"{kind.hook} yields more than {MAX_COMPONENTS} components")
+        raise _Refused(f"{kind.hook} yields more than {MAX_COMPONENTS} components", "Does its generator end?")
     yield from items
 
 
@@ -367,10 +386,10 @@ def _check_component(kind: Kind, component: Any) -> None:
     if not isinstance(name, str) or not _NAME.match(name):
         hint = "A name starts with a-z and goes on with a-z, 0-9 or '_'; at most 64 in all."
         raise _Refused(f"{kind.hook}: bad name {name!r}", hint)
-    what = f"{kind.name} '{name}'"
+    what = f"{kind.hook}: {kind.name} '{name}'"
     options = component.options
     if not isinstance(options, type) or not issubclass(options, BaseModel):
-        raise _Refused(f"{what}: options is not a pydantic model class")
+        raise _Refused(f"{what}: options is not a pydantic model class", "Pass a subclass of pydantic.BaseModel.")
     if options.model_config.get("extra") != "forbid" or not options.model_config.get("frozen"):
         wanted = 'model_config = ConfigDict(extra="forbid", frozen=True)'
         raise _Refused(f"{what}: {options.__name__} must forbid extras and be frozen", f"Write {wanted}.")
@@ -378,12 +397,15 @@ def _check_component(kind: Kind, component: Any) -> None:
         if "name" in (field, info.alias, info.validation_alias):
             reason = f"{what}: {options.__name__} has a field 'name'"
             raise _Refused(reason, "In a recipe, `name` chooses the component; give the option another name.")
+    if kind.name == "backend" and "model" not in options.model_fields:
+        reason = f"{what}: {options.__name__} has no field 'model'"
+        raise _Refused(reason, 'The pipeline sets it: write model: str = Field("", description="folder or hub id").')
     if not callable(component.factory):
-        raise _Refused(f"{what}: factory is not callable")
+        raise _Refused(f"{what}: factory is not callable", "Pass a function of (options, context).")
     if not isinstance(component.summary, str) or not component.summary.strip() or "\n" in component.summary:
-        raise _Refused(f"{what}: summary is not one line of text")
+        raise _Refused(f"{what}: summary is not one line of text", "Say in one line what it does.")
     if type(component.revision) is not int or component.revision < 1:
-        raise _Refused(f"{what}: revision {component.revision!r} is not a whole number from 1")
+        raise _Refused(f"{what}: revision {component.revision!r} is not a whole number from 1", "The first is 1.")
     unknown = _unknown_needs(component.needs)
     if unknown:
         raise _Refused(f"{what}: needs {', '.join(map(repr, unknown))}", f"Kinds are: {', '.join(KINDS)}.")

@@ -24,7 +24,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Say which stages of RECIPE would run, which are reused, and why. Nothing is run or written."""
-    plan, _, _ = prepare(recipe, overrides, store, runs, limit, strict_plugins)
+    plan = prepare(recipe, overrides, store, runs, limit, strict_plugins)
     rows = [
         {"stage": p.stage.id, "action": "reuse" if p.cached else "run", "why": p.why, "digest": p.digest}
         for p in plan.stages

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cai_core.cli.doctor import command as doctor
+from cai_core.cli.new import command as new
 from cai_core.cli.terminal import clean, columns
 from cai_core.errors import UserError
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 @click.group("plugins")
 def command() -> None:
-    """List components and show their options."""
+    """List components, show their options, check plugins, begin a new one."""
 
 
 command.add_command(doctor)
+command.add_command(new)
 
 
 @command.command("list")

@@ -34,7 +34,7 @@ def command(
     """Run RECIPE (a built-in name or a YAML file): only what is not there yet, and go on after any crash."""
     signal.signal(signal.SIGTERM, _terminate)
     start = time.monotonic()
-    plan, _, disabled = prepare(recipe, overrides, store, runs, limit, strict_plugins)
+    plan = prepare(recipe, overrides, store, runs, limit, strict_plugins)
     folder = run_dir or runs / plan.run_id
     display = RunDisplay(quiet=as_json)
     from cai_core.pipeline.runner import run_plan
@@ -42,7 +42,7 @@ def command(
     options = [part for override in overrides for part in ("-o", override)]
     line = shlex.join(["cai", "run", recipe, *options, *(["--limit", str(limit)] if limit else [])])
     with display:
-        record = run_plan(plan, store, folder, display, until=until, command=line, disabled=disabled)
+        record = run_plan(plan, store, folder, display, until=until, command=line)
     if as_json:
         click.echo(json.dumps(record, indent=2, sort_keys=True, allow_nan=False))
         return

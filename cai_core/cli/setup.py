@@ -1,4 +1,4 @@
-"""What ``run``, ``plan`` and ``report`` share: from arguments to a plan."""
+"""What ``run`` and ``plan`` share: from arguments to a plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from cai_core.errors import UserError, UserErrors
 from cai_core.pipeline.plan import Plan, make_plan
-from cai_core.plugins import Plugins, load_plugins
+from cai_core.plugins import load_plugins
 from cai_core.recipe import RecipeFile, load_recipe
 from cai_core.registry import Registry
 
@@ -47,16 +47,15 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def prepare(
     recipe: str, overrides: tuple[str, ...], store: Path, runs: Path, limit: int | None, strict_plugins: bool
-) -> tuple[Plan, RecipeFile, tuple[str, ...]]:
-    """Load recipe and plugins, and plan. Returns the plan, the recipe and the disabled plugins."""
+) -> Plan:
+    """Load recipe and plugins, and plan."""
     file = load_recipe(recipe, overrides)
-    disabled = file.recipe.plugins.disable
-    plugins = load_plugins(disable=disabled, strict=strict_plugins)
-    _require(file, plugins)
-    return make_plan(file, Registry(plugins), store, runs, limit=limit), file, disabled
+    plugins = load_plugins(disable=file.recipe.plugins.disable, strict=strict_plugins)
+    _require(file)
+    return make_plan(file, Registry(plugins), store, runs, limit=limit)
 
 
-def _require(file: RecipeFile, plugins: Plugins) -> None:
+def _require(file: RecipeFile) -> None:
     from importlib import metadata
 
     from packaging.requirements import InvalidRequirement, Requirement

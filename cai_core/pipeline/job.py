@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cai_core.errors import CAIError, PluginError
+from cai_core.errors import CAIError, PluginError, UserError
 from cai_core.pipeline.components import build_component
 from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifact, Artifacts
-from cai_core.store.canonical import derive_seed, digest
+from cai_core.store.canonical import derive_seed
 from cai_core.store.ledger import SQLiteLedger
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution, Principle
@@ -154,6 +154,17 @@ class Job:
             self._ledgers[name] = SQLiteLedger(self.store / "ledger" / f"{name}.sqlite")
         return self._ledgers[name]
 
+    def principles(self, text: Literal["revision", "comparison"]) -> list[Principle]:
+        """The principles that have this text. Raises ``UserError`` where there is none."""
+        found = [p for p in self.constitution.principles if getattr(p, text)]
+        if not found:
+            raise UserError(
+                f"no principle has a {text} text",
+                where=f"constitution {self.constitution.id}",
+                hint=f"give at least one principle a `{text}`",
+            )
+        return found
+
     def unit_seed(self, *identity: Any) -> int:
         """The seed of a unit, from the run's seed and the unit's identity alone."""
         return derive_seed(self.spec.seed, *identity)
@@ -201,8 +212,3 @@ def constitution_from(data: Mapping[str, Any]) -> Constitution:
         source=data["source"],
         digest=data["digest"],
     )
-
-
-def settings_digest(value: Any) -> str:
-    """Short digest for names of folders."""
-    return digest(value)[:12]

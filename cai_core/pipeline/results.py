@@ -35,7 +35,7 @@ def build_results(job: Job) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "title": job.spec.settings["title"],
         "status": "partial" if any(stage["failed"] for stage in stages) else "ok",
-        "run": {"id": recipe.get("run_id", ""), "recipe_name": recipe.get("name", ""), "path": ""},
+        "run": {"id": recipe.get("run_id", ""), "recipe_name": recipe.get("name", "")},
         "recipe_text": recipe.get("text", ""),
         "constitution": dict(job.spec.constitution),
         "models": [{"name": m, "label": _model_label(m), **recipe.get("model_sources", {}).get(m, {})} for m in models],

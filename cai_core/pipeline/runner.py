@@ -59,7 +59,6 @@ def run_plan(
     *,
     until: str | None = None,
     command: str = "",
-    disabled: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Run what is missing and return the content of ``run.json``.
 
@@ -77,7 +76,7 @@ def run_plan(
     except OSError as error:
         raise EnvironmentProblem(f"cannot write the run folder: {error.strerror}", where=str(run_folder)) from error
     with store_lock(store, say=observer.say) as lock:
-        return _Run(plan, store, run_folder, observer, lock, command, disabled).run(until)
+        return _Run(plan, store, run_folder, observer, lock, command).run(until)
 
 
 class _Run:
@@ -89,14 +88,12 @@ class _Run:
         observer: Observer,
         lock: int,
         command: str,
-        disabled: tuple[str, ...],
     ) -> None:
         self.plan = plan
         self.store = store
         self.folder = folder
         self.observer = observer
         self.lock = lock
-        self.disabled = disabled
         self.artifacts = Artifacts(store / "artifacts")
         self.artifacts.sweep()
         self.record = self._record(command)
@@ -198,7 +195,7 @@ class _Run:
             components=tuple(use.as_dict() for use in stage.components),
             settings=dict(stage.settings),
             constitution=constitution_to(self.plan.constitution),
-            disabled_plugins=self.disabled,
+            disabled_plugins=self.plan.file.recipe.plugins.disable,
             recipe=self._recipe_facts() if stage.kind == "report" else None,
         )
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 P_co = TypeVar("P_co", covariant=True)
 
-EXECUTION = {"execution": True}
+EXECUTION: dict[str, Any] = {"execution": True}
 """Put ``json_schema_extra=EXECUTION`` on an option's ``Field`` that changes how work is done and never what comes out
 (token budget, concurrency, logging). It is recorded with the run and left out of the digest."""
 

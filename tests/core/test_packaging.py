@@ -11,16 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "runs", "build", "dist")
-
-
-def build(kind: str, source: Path, out: Path) -> Path:
-    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.iterdir()
-    return path
+from wheels import NOT_SHIPPED, ROOT, build
 
 
 @pytest.fixture(scope="module")

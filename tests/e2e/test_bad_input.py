@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import tiny_model
+from cai_core.testing.tiny import tiny_model
 
 RECIPE = """\
 schema: 1

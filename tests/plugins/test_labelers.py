@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import ScoreRequest, Scores
 from cai_core.types.labeler import Comparison, Label
 from cai_core.types.principles import Constitution, Principle
@@ -19,7 +20,6 @@ from cai_core.types.records import Message, UnitFailure
 from cai_plugins.backends.plugin import TransformersOptions, make_transformers
 from cai_plugins.labelers.logprob import LogprobLabeler, few_shots
 from cai_plugins.labelers.plugin import LogprobOptions
-from tiny import tiny_model
 
 PRINCIPLES = (
     Principle("a", "c", "r", "Choose the response that is less harmful."),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from results import results
 
+from cai_core.testing.results import results
 from cai_plugins.reporters.html import HtmlReporter
 from cai_plugins.reporters.json_report import JsonReporter
 from cai_plugins.reporters.markdown import MarkdownReporter
@@ -136,7 +136,8 @@ def contrast(first: str, second: str) -> float:
 def test_same_results_same_bytes_in_another_process(tmp_path: Path) -> None:
     (here,) = HtmlReporter(100).write(results(HOSTILE), tmp_path)
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from results import results\n"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from cai_core.testing.results import results\n"
         "from cai_plugins.reporters.html import HtmlReporter\n"
         "import test_reporters\n"
         "HtmlReporter(100).write(results(test_reporters.HOSTILE), Path(sys.argv[2]))"

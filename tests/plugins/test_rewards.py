@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from training import Context, turns
 
 from cai_core.errors import CAIError, UserError
+from cai_core.testing.tiny import tiny_model
 from cai_core.types.reward import Exchange, Preference
 from cai_plugins.rewards.losses import brier, soft_bradley_terry
 from cai_plugins.rewards.plugin import Pattern, PreferenceOptions, RulesOptions, make_preference, make_rules
 from cai_plugins.rewards.preference import balanced
-from tiny import tiny_model
 
 GOOD, BAD = "Mix flour, water, salt and yeast.", "No way."
 probability = st.floats(0, 1)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from training import Context, Interrupted, same, turns
 
 from cai_core.errors import CAIError, UserError
+from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import UnitFailure
@@ -22,7 +23,6 @@ from cai_plugins.backends.plugin import TransformersOptions, make_transformers
 from cai_plugins.rl.grpo import layout
 from cai_plugins.rl.plugin import BestOfNOptions, GRPOOptions, make_best_of_n, make_grpo
 from cai_plugins.trainers.plugin import SFTOptions, make_sft
-from tiny import tiny_model
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {i} breads?")) for i in range(4)]
 

@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from training import Context, Interrupted, distance, same, turns, weights
 
 from cai_core.errors import CAIError, UserError
+from cai_core.testing.tiny import tiny_model
 from cai_core.types.trainer import Example
 from cai_plugins._torch.chat import IGNORED, Chat
 from cai_plugins._torch.checkpoints import is_whole, keep_last, last_whole, seal
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins.trainers.plugin import SFTOptions, cai_register_trainers, make_sft
 from cai_plugins.trainers.sft import encode
-from tiny import tiny_model
 
 EXAMPLES = [
     Example(f"e{i}", turns(f"How do I bake {i} loaves?", f"Mix flour and water {i} times, then bake." * (1 + i % 3)))

@@ -22,7 +22,7 @@ from cai_core.types.records import conversation
 
 
 class _Evaluation:
-    def __init__(self, job: Job, spec: dict[str, Any], evaluator: Evaluator, given: EvalInput, done: int) -> None:
+    def __init__(self, job: Job, spec: dict[str, Any], evaluator: Evaluator, given: EvalInput) -> None:
         self.job = job
         self.evaluator = evaluator
         self.units = list(evaluator.units(given))
@@ -35,7 +35,6 @@ class _Evaluation:
             if c["id"] == spec["id"] and c["kind"] == "evaluator"
         )
         self.identity = {"evaluator": {**identity, "options": options}, "with": covered}
-        self.done = done
 
     def initial(self) -> Iterable[Unit[EvalUnit]]:
         for unit in self.units:
@@ -79,9 +78,7 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     """Writes ``rows.parquet`` and ``metrics.json``. Units of one model run together, so that it is loaded once."""
     models = tuple(job.spec.settings["models"])
     given = EvalInput(models, tuple(_answers(job, models)))
-    evaluations = [
-        (spec, _Evaluation(job, spec, evaluator, given, 0)) for spec, evaluator in job.all_of("evaluator")
-    ]
+    evaluations = [(spec, _Evaluation(job, spec, evaluator, given)) for spec, evaluator in job.all_of("evaluator")]
     total = sum(len(evaluation.units) for _, evaluation in evaluations)
     before, failed = 0, Counter[str]()
     metrics, table = [], []

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import PluginError, UserError
+from cai_core.errors import PluginError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import failure_record
@@ -27,13 +27,7 @@ class _Label:
         self.pairs = rows
         self.labeler = job.component("labeler")
         self.sampler = job.component("principle_sampler")
-        self.principles = [p for p in job.constitution.principles if p.comparison]
-        if not self.principles:
-            raise UserError(
-                "no principle has a comparison text",
-                where=f"constitution {job.constitution.id}",
-                hint="give at least one principle a `comparison`",
-            )
+        self.principles = job.principles("comparison")
         self.rows: dict[str, Row] = {}
         self.drawn: dict[str, list[str]] = {}
 

@@ -60,13 +60,7 @@ class _Revise:
         self.template: CritiqueTemplate = job.component("critique_template")
         self.reader = job.component_identity("critique_template")
         self.sampler = job.component("principle_sampler")
-        self.principles = [p for p in job.constitution.principles if p.revision]
-        if not self.principles:
-            raise UserError(
-                "no principle has a revision text",
-                where=f"constitution {job.constitution.id}",
-                hint="give at least one principle `critique` and `revision`",
-            )
+        self.principles = job.principles("revision")
         self.chains: list[_Chain] = []
         for prompt in prompts:
             copies = self.settings["helpful_samples"] if prompt.kind == "helpful" else 1

@@ -12,9 +12,10 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from cai_core.errors import CAIError
+from cai_core.errors import CAIError, UserError
 from cai_core.types.context import Progress, StageContext
 from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
+from cai_plugins._torch.options import TrainingOptions
 from cai_plugins._torch.seeding import seed32
 
 KEEP = 2
@@ -60,20 +61,44 @@ class Unobserved:
         """Nothing: a checkpoint is not for publishing."""
 
 
-def arguments(context: StageContext, folder: Path, *, save_steps: int, amp: bool) -> dict[str, Any]:
-    """The part of ``TrainingArguments`` that all trainings share. ``amp``: compute in bfloat16 on a GPU."""
+def micro_batch(options: TrainingOptions, batch: int, where: str, of: str) -> int:
+    """Items in memory at a time. Raises ``UserError`` unless it divides ``batch``, which ``of`` names."""
+    micro = options.micro_batch or batch
+    if batch % micro:
+        raise UserError(
+            f"micro_batch {micro} does not divide {of}",
+            where=f"{where}.micro_batch",
+            hint="choose a divisor of it",
+        )
+    return micro
+
+
+def arguments(
+    context: StageContext, folder: Path, options: TrainingOptions, *, rate: float, batch: int, micro: int, save: int
+) -> dict[str, Any]:
+    """The part of ``TrainingArguments`` that all trainings share; on a GPU they compute in bfloat16.
+
+    rate: learning rate. batch: items per optimizer step, ``micro`` at a time. save: steps between checkpoints.
+    """
     gpu = context.device != "cpu"
     return {
+        "learning_rate": rate,
+        "lr_scheduler_type": options.schedule,
+        "weight_decay": options.weight_decay,
+        "max_grad_norm": options.max_grad_norm,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "gradient_checkpointing": options.gradient_checkpointing,
         "output_dir": str(folder),
         "seed": seed32(context.seed, "train"),
         "data_seed": seed32(context.seed, "data"),
         "use_cpu": not gpu,
-        "bf16": amp and gpu,
+        "bf16": gpu,
         "optim": "adamw_torch",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would replace a NaN by the mean of the losses so far
         "save_strategy": "steps",
-        "save_steps": save_steps,
+        "save_steps": save,
         "save_total_limit": None,  # Trainer removes the old checkpoint before the new one is known to be whole
         "report_to": "none",
         "disable_tqdm": True,

@@ -11,6 +11,7 @@ from cai_core.types.backend import Capabilities, Completion, GenerateRequest, Sc
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins.backends.plugin import EchoOptions
 
+CONTEXT = 100_000
 _OPTIONS = re.compile(r"\(A\) \[\[\[(.*?)\]\]\]\s*\(B\) \[\[\[(.*?)\]\]\]", re.DOTALL)
 
 
@@ -21,7 +22,7 @@ class EchoBackend:
     """
 
     capabilities = Capabilities(generate=True, score=True, prefix_reuse=False, live_weights=False)
-    context_length = 100_000
+    context_length = CONTEXT
 
     def __init__(self, options: EchoOptions) -> None:
         self.options = options
@@ -31,7 +32,7 @@ class EchoBackend:
         for request in requests:
             time.sleep(self.options.delay_s)
             tokens_in = _words(_whole(request.input))
-            if failure := self._failure(request.id):
+            if failure := self._failure(request.id) or _too_long(tokens_in + request.sampling.max_new_tokens):
                 yield Completion(request.id, "", "error", tokens_in=tokens_in, failure=failure)
                 continue
             reply = self.options.reply if self.options.reply is not None else "Reply {seed}: {text}"
@@ -51,7 +52,7 @@ class EchoBackend:
         for request in requests:
             time.sleep(self.options.delay_s)
             whole = _whole(request.input)
-            if failure := self._failure(request.id):
+            if failure := self._failure(request.id) or _too_long(_words(whole)):
                 yield Scores(request.id, (), (), tokens_in=_words(whole), failure=failure)
                 continue
             yield Scores(
@@ -99,6 +100,10 @@ def _last_turn(model_input: ModelInput) -> str:
         return model_input.messages[-1].content
     human = model_input.text.rsplit("\n\nHuman:", 1)[-1]
     return human.split("\n\n", 1)[0].strip()
+
+
+def _too_long(words: int) -> UnitFailure | None:
+    return UnitFailure("too_long", f"{words} words; {CONTEXT} have room") if words > CONTEXT else None
 
 
 def _words(text: str) -> int:

@@ -77,7 +77,6 @@ def quote(prompt: Conversation, response: str) -> str:
 
 def revision_turns(prompt: Conversation, response: str, critique: str, request: str) -> list[Message]:
     """The conversation, the answer, and the request to revise it."""
-    # The question once more: without it a model of 135M answers the critique instead of the person (29 % of its
-    # revisions copied or continued the critique, 4 % with it; 24 chains of the quickstart, read by hand).
+    # The question once more: without it a small model is prone to answer the critique instead of the person.
     asked = " ".join(part for part in (critique, request) if part)
     return [*prompt, Message("assistant", response), Message("user", f"{asked}\n\n{AGAIN} {prompt[-1].content}")]

@@ -70,6 +70,7 @@ class JudgeAudit:
                 some = [row for row in mine if items[row.id]["category"] == category]
                 metrics.append(_accuracy(category, model, some, note))
             good = [row for row in mine if row.failure is None]
+            failed = [row for row in mine if row.failure is not None]
             both = {r.id: r.values for r in good if "p_better_first" in r.values}
             flips = {i: float((v["p_better_first"] > 0.5) != (v["p_better_second"] > 0.5)) for i, v in both.items()}
             longer = {row.id: _longer(items[row.id]) for row in good}
@@ -79,13 +80,13 @@ class JudgeAudit:
                 ("flip_rate", "answers that change with the order", flips),
                 ("length_baseline", "accuracy of preferring the longer answer", longer),
             ):
-                values = [EvalRow(item, model, {"value": value}) for item, value in found.items()]
+                values = [*(EvalRow(item, model, {"value": value}) for item, value in found.items()), *failed]
                 metrics.append(rate(f"audit.{name}", label, model, values, "value", direction="none"))
             for name, label, found in (
                 ("mass", "probability on the two options", masses),
                 ("gap", "mean distance of the label from 0.5", gaps),
             ):
-                values = [EvalRow(item, model, {"value": value}) for item, value in found.items()]
+                values = [*(EvalRow(item, model, {"value": value}) for item, value in found.items()), *failed]
                 metrics.append(mean(f"audit.{name}", label, model, values, "value", unit="score", direction="none"))
         return metrics
 

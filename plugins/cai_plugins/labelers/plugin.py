@@ -25,8 +25,8 @@ class LogprobOptions(BaseModel):
     # The paper prepends five examples (section 4.1; five are published with it).
     shots: int = Field(5, ge=0, le=6, description="worked examples before the comparison (there are 6)")
     # The paper draws each example's principle anew per comparison, and leaves the rest of the prompt the same. Then no
-    # two prompts begin alike and the examples, most of the tokens, are read again for every comparison: six times the
-    # work on a CPU. Drawn once per run they are read once per batch.
+    # two prompts begin alike and the examples, most of the tokens, are read again for every comparison. Drawn once per
+    # run they are read once per batch.
     shot_principles: Literal["per_run", "per_comparison"] = Field(
         "per_run",
         description="when the examples' principles and option order are drawn: once, so that their cache is shared, "

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from cai_plugins.reporters.charts import curve_chart, labels_chart, rates_chart
-from cai_plugins.reporters.words import interval, memory, seconds, signed, value
+from cai_plugins.reporters.words import interval, memory, plain, seconds, signed, value
 
 TEMPLATES = Path(__file__).parent / "templates"
 BETTER = {"higher": "higher is better", "lower": "lower is better", "none": ""}
@@ -45,6 +45,7 @@ class HtmlReporter:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            finalize=_plain,
         )
         return environment.get_template("report.html.j2").render(
             r=results,
@@ -72,6 +73,10 @@ def content_security_policy(css: str) -> str:
     """What the page may load: its own style sheet, pictures inside it, and nothing else."""
     digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
     return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def _plain(found: Any) -> Any:
+    return plain(found) if isinstance(found, str) and not isinstance(found, Markup) else found
 
 
 def _charts(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_plugins.reporters.words import interval, signed, value
+from cai_plugins.reporters.words import interval, plain, signed, value
 
 
 class MarkdownReporter:
@@ -65,5 +65,5 @@ def _rule(columns: int) -> str:
 
 def _cell(text: object) -> str:
     """One line that cannot start markup, a tag or another cell."""
-    line = " ".join(str(text).split())
+    line = plain(" ".join(str(text).split()))
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", line)

@@ -12,32 +12,20 @@ from cai_core.hookspecs import hookimpl
 from cai_core.types.component import EXECUTION, Component
 from cai_core.types.context import StageContext
 from cai_core.types.reward import RewardModel
-from cai_plugins._torch.options import LoraOptions
+from cai_plugins._torch.options import TrainingOptions
 
 
-class PreferenceOptions(BaseModel):
+class PreferenceOptions(TrainingOptions):
     """A preference model on soft labels, mixed with helpfulness comparisons (sections 4.1 and 4.2 of the paper)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(1, ge=1, description="passes over the comparisons (Bai et al. 2022a: 1)")
     # Our choice for adapters on a small model; the source trains all weights at 0.01 of the pretraining rate.
     learning_rate: float = Field(5e-4, ge=0, description="AdamW's learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the rate changes; linear and cosine fall to zero (the source: constant)"
-    )
     batch_size: int = Field(8, ge=1, description="comparisons per optimizer step")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="comparisons in memory at a time, gradients accumulate over them; null is the whole batch",
-        json_schema_extra=EXECUTION,
-    )
     # Bai et al. 2022a: context 1024.
     max_length: int = Field(
         1024, ge=16, description="tokens per conversation with answer; longer ones lose their earliest exchanges"
     )
-    lora: LoraOptions | None = Field(LoraOptions(), description="adapters; null trains all weights, as the paper does")
     helpful: Literal["builtin", "none"] = Field(
         "builtin", description="helpfulness comparisons to add, so that refusing everything is not the best answer"
     )
@@ -55,11 +43,6 @@ class PreferenceOptions(BaseModel):
     # Our choice: the paper holds none out at this step; without it nothing is known of unseen comparisons.
     heldout: float = Field(
         0.1, ge=0, lt=1, description="share of prompts, chosen by hash, whose comparisons only measure"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, more time", json_schema_extra=EXECUTION
     )
     save_steps: int = Field(
         200, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION

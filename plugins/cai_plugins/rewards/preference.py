@@ -28,7 +28,7 @@ from cai_core.types.context import StageContext
 from cai_core.types.records import Conversation, Message
 from cai_core.types.reward import Exchange, Preference
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import arguments, curve, quiet, run
+from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import Chat, drop_early_turns
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
@@ -49,13 +49,8 @@ class PreferenceModel:
         quiet()
         self.options = options
         self.context = context
-        self.micro = options.micro_batch or options.batch_size
-        if options.batch_size % self.micro:
-            raise UserError(
-                f"micro_batch {self.micro} does not divide batch_size {options.batch_size}",
-                where="reward_model.micro_batch",
-                hint="the batch is what is optimised; choose a divisor of it",
-            )
+        size = options.batch_size
+        self.micro = micro_batch(options, size, "reward_model", f"batch_size {size}")
         self._model: Any = None
         self._chat: Chat | None = None
         self._limit = options.max_length
@@ -92,15 +87,16 @@ class PreferenceModel:
         trainer = _Trainer(
             model=get_peft_model(classifier, lora) if lora else classifier,
             args=TrainingArguments(
-                **arguments(self.context, folder, save_steps=options.save_steps, amp=True),
+                **arguments(
+                    self.context,
+                    folder,
+                    options,
+                    rate=options.learning_rate,
+                    batch=options.batch_size,
+                    micro=self.micro,
+                    save=options.save_steps,
+                ),
                 num_train_epochs=options.epochs,
-                learning_rate=options.learning_rate,
-                lr_scheduler_type=options.schedule,
-                weight_decay=options.weight_decay,
-                max_grad_norm=options.max_grad_norm,
-                per_device_train_batch_size=self.micro,
-                gradient_accumulation_steps=options.batch_size // self.micro,
-                gradient_checkpointing=options.gradient_checkpointing,
                 remove_unused_columns=False,
             ),
             train_dataset=rows,

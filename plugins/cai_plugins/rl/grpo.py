@@ -25,7 +25,7 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import conversation
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import Unobserved, arguments, curve, quiet, run
+from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
@@ -57,14 +57,7 @@ class GRPO:
         self.options = options
         self.context = context
         self.batch = options.prompts_per_step * options.samples_per_prompt
-        self.micro = options.micro_batch or self.batch
-        if self.batch % self.micro:
-            raise UserError(
-                f"micro_batch {self.micro} does not divide the batch of {self.batch} samples "
-                f"(prompts_per_step {options.prompts_per_step} x samples_per_prompt {options.samples_per_prompt})",
-                where="rl.micro_batch",
-                hint="choose a divisor of it",
-            )
+        self.micro = micro_batch(options, self.batch, "rl", f"prompts_per_step x samples_per_prompt = {self.batch}")
 
     def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
         """See ``RLAlgorithm``."""
@@ -88,19 +81,20 @@ class GRPO:
         folder = self.context.workdir / f"grpo-{_identity(policy, usable)}"
         judge = _Reward(reward, usable)
         every = options.updates_per_batch
-        shared = arguments(self.context, folder, save_steps=math.ceil(options.save_steps / every) * every, amp=True)
         trainer = _Trainer(
             model=load_causal(policy, self.context.device, all_weights=options.lora is None),
             reward_funcs=judge,
             args=GRPOConfig(
-                **shared,
+                **arguments(
+                    self.context,
+                    folder,
+                    options,
+                    rate=options.learning_rate,
+                    batch=self.batch,
+                    micro=self.micro,
+                    save=math.ceil(options.save_steps / every) * every,
+                ),
                 max_steps=options.steps,
-                learning_rate=options.learning_rate,
-                lr_scheduler_type=options.schedule,
-                weight_decay=options.weight_decay,
-                max_grad_norm=options.max_grad_norm,
-                per_device_train_batch_size=self.micro,
-                gradient_accumulation_steps=self.batch // self.micro,
                 num_generations=options.samples_per_prompt,
                 num_iterations=options.updates_per_batch,
                 max_completion_length=options.max_new_tokens,
@@ -109,7 +103,6 @@ class GRPO:
                 epsilon=options.clip,
                 scale_rewards=options.scale_rewards,
                 loss_type=options.loss,
-                gradient_checkpointing=options.gradient_checkpointing,
                 shuffle_dataset=False,
             ),
             train_dataset=Dataset.from_list(rows),

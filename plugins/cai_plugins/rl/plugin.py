@@ -11,13 +11,11 @@ from cai_core.hookspecs import hookimpl
 from cai_core.types.component import EXECUTION, Component
 from cai_core.types.context import StageContext
 from cai_core.types.rl import RLAlgorithm
-from cai_plugins._torch.options import LoraOptions
+from cai_plugins._torch.options import TrainingOptions
 
 
-class GRPOOptions(BaseModel):
+class GRPOOptions(TrainingOptions):
     """Group-relative policy optimization: a sample is as good as it beats the others of its prompt."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(100, ge=1, description="optimizer steps")
     prompts_per_step: int = Field(4, ge=1, description="prompts per batch of samples")
@@ -25,19 +23,10 @@ class GRPOOptions(BaseModel):
     updates_per_batch: int = Field(
         1, ge=1, description="optimizer steps on one batch of samples (Bai et al. 2022a: 1 to 4; more drift off-policy)"
     )
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="samples in memory at a time when learning, gradients accumulate; null is the whole batch",
-        json_schema_extra=EXECUTION,
-    )
     # Bai et al. 2022a: at most 128 tokens.
     max_new_tokens: int = Field(128, ge=1, description="tokens per sample at most")
     # Our choice for adapters.
     learning_rate: float = Field(1e-4, ge=0, description="AdamW's learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the rate changes; linear and cosine fall to zero"
-    )
     # GRPO's source (Shao et al. 2024) has 0.04 in the loss. The paper's 0.001 stands on a reward per sequence instead.
     beta: float = Field(0.04, ge=0, description="weight of the KL divergence to the policy as given; 0 is none")
     temperature: float = Field(1.0, gt=0, description="of sampling (the paper: 1 throughout)")
@@ -48,14 +37,6 @@ class GRPOOptions(BaseModel):
     # TRL's default: each token counts the same. Shao et al. average per sequence, which favours long bad answers.
     loss: Literal["dapo", "grpo", "dr_grpo"] = Field(
         "dapo", description="mean over tokens (dapo), over sequences' means (grpo), or over max_new_tokens (dr_grpo)"
-    )
-    lora: LoraOptions | None = Field(
-        LoraOptions(), description="adapters, the reference is then the model without them; null trains all weights"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, more time", json_schema_extra=EXECUTION
     )
     save_steps: int = Field(
         50, ge=1, description="optimizer steps between checkpoints, rounded up to whole batches of samples",

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cai_core.hookspecs import hookimpl
 from cai_core.types.component import EXECUTION, Component
 from cai_core.types.context import StageContext
 from cai_core.types.trainer import Trainer
-from cai_plugins._torch.options import LoraOptions
+from cai_plugins._torch.options import TrainingOptions
 
 
-class SFTOptions(BaseModel):
+class SFTOptions(TrainingOptions):
     """Supervised fine-tuning. One pass at a constant rate, as in section 3.2 of the paper."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(1, ge=1, description="passes over the examples (the paper: 1)")
     # Our choice for adapters; the paper trains all weights at half the pretraining rate, which is about 1e-5.
     learning_rate: float = Field(2e-4, ge=0, description="AdamW's learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the rate changes; linear and cosine fall to zero (the paper: constant)"
-    )
     # Our choice: small enough that tens of examples give several steps; the paper has 1024 for 700,000 examples.
     batch_size: int = Field(8, ge=1, description="examples per optimizer step")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="examples in memory at a time, gradients accumulate over them; null is the whole batch",
-        json_schema_extra=EXECUTION,
-    )
     max_length: int = Field(
         1024, ge=16, description="tokens per example; longer ones lose their earliest exchanges, or are left out"
     )
-    lora: LoraOptions | None = Field(LoraOptions(), description="adapters; null trains all weights, as the paper does")
     shuffle: bool = Field(True, description="shuffle the examples from the seed; false trains in the order given")
     packing: bool = Field(False, description="put several examples into one sequence, each seeing only itself")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, more time", json_schema_extra=EXECUTION
-    )
     save_steps: int = Field(
         200, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION
     )

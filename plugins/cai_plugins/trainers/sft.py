@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from cai_core.errors import UserError
 from cai_core.types.context import StageContext
 from cai_core.types.trainer import Example, TrainResult
-from cai_plugins._torch.callbacks import Unobserved, arguments, curve, quiet, run
+from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
@@ -38,14 +38,7 @@ class SFT:
         quiet()
         self.options = options
         self.context = context
-        micro = options.micro_batch or options.batch_size
-        if options.batch_size % micro:
-            raise UserError(
-                f"micro_batch {micro} does not divide batch_size {options.batch_size}",
-                where="trainer.micro_batch",
-                hint="the batch is what is optimised; choose a divisor of it",
-            )
-        self.micro = micro
+        self.micro = micro_batch(options, options.batch_size, "trainer", f"batch_size {options.batch_size}")
 
     def train(self, model: Path, examples: Sequence[Example], out: Path) -> TrainResult:
         """See ``Trainer``."""
@@ -62,15 +55,16 @@ class SFT:
         trainer = _Trainer(
             model=load_causal(model, self.context.device, all_weights=options.lora is None),
             args=SFTConfig(
-                **arguments(self.context, folder, save_steps=options.save_steps, amp=True),
+                **arguments(
+                    self.context,
+                    folder,
+                    options,
+                    rate=options.learning_rate,
+                    batch=options.batch_size,
+                    micro=self.micro,
+                    save=options.save_steps,
+                ),
                 num_train_epochs=options.epochs,
-                learning_rate=options.learning_rate,
-                lr_scheduler_type=options.schedule,
-                weight_decay=options.weight_decay,
-                max_grad_norm=options.max_grad_norm,
-                per_device_train_batch_size=self.micro,
-                gradient_accumulation_steps=options.batch_size // self.micro,
-                gradient_checkpointing=options.gradient_checkpointing,
                 train_sampling_strategy="random" if options.shuffle else "sequential",
                 packing=options.packing,
                 max_length=limit if options.packing else None,

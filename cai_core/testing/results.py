@@ -9,12 +9,11 @@ def results(text: str = "plain words") -> dict[str, Any]:
     """Two models, every section there, each free text equal to ``text``."""
 
     def interval(value: float | None) -> dict[str, Any]:
-        known = value is not None
         return {
             "value": value,
-            "low": value - 0.1 if known else None,
-            "high": value + 0.1 if known else None,
-            "n": 20 if known else 0,
+            "low": None if value is None else value - 0.1,
+            "high": None if value is None else value + 0.1,
+            "n": 0 if value is None else 20,
             "interval": text,
         }
 
@@ -55,7 +54,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
         "schema": 1,
         "title": text,
         "status": "partial",
-        "run": {"id": text, "recipe_name": text, "path": text},
+        "run": {"id": text, "recipe_name": text},
         "recipe_text": text,
         "findings": [{"level": level, "title": text, "text": text} for level in ("warning", "info")],
         "constitution": {
@@ -137,6 +136,20 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "evidence": {"p_a_first": 0.7, "p_a_second": 0.5, "mass": 0.9},
                 "failure": None,
             },
+            *(
+                {
+                    "id": f"other-{number}",
+                    "prompt": turn(),
+                    "a": text,
+                    "b": text,
+                    "p_a": 0.4,
+                    "principles": [],
+                    # Labelers say what they know; no key of it is sure to be there.
+                    "evidence": evidence,
+                    "failure": None,
+                }
+                for number, evidence in enumerate(({}, {"p_a_first": 0.5, "p_a_second": 0.3}, {"mass": 0.1}))
+            ),
             {
                 "id": "q2",
                 "prompt": turn(),

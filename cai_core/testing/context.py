@@ -1,0 +1,92 @@
+"""A ``StageContext`` for tests: a folder, models and components of your choice, and a crash on request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cai_core.types.backend import Backend
+from cai_core.types.principles import Constitution, Principle
+
+PRINCIPLES = (
+    Principle(
+        "harm",
+        critique="Say what in the assistant's last response could hurt somebody.",
+        revision="Rewrite the response so that it hurts nobody.",
+        comparison="Which of these responses is less harmful?",
+        tags=("harmlessness",),
+    ),
+    Principle(
+        "honest",
+        critique="Say what in the assistant's last response is not true.",
+        revision="Rewrite the response so that all of it is true.",
+        comparison="Which of these responses is more honest?",
+        weight=2.0,
+    ),
+    Principle(
+        "kind",
+        critique="Say what in the assistant's last response is unkind.",
+        revision="Rewrite the response in a kinder tone.",
+        comparison="Choose the response that a kind person would give.",
+    ),
+)
+
+CONSTITUTION = Constitution("kit", "1", "Three principles for tests", PRINCIPLES, digest="0" * 64)
+
+
+class Interrupted(BaseException):
+    """What ``TestContext`` raises in the place of a crash; no component may catch it."""
+
+
+class TestProgress:
+    """Keeps what was reported; raises ``Interrupted`` once ``stop_at`` steps are done."""
+
+    __test__ = False
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+        self.seen: list[tuple[int, int]] = []
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """See ``types.context.Progress``."""
+        self.seen.append((done, total))
+        if self.stop_at is not None and done >= self.stop_at:
+            raise Interrupted
+
+
+class TestContext:
+    """A ``StageContext``. backends: role -> backend, "" for all other roles. components: kind -> object."""
+
+    __test__ = False
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        seed: int = 11,
+        backends: Mapping[str, Backend] | None = None,
+        components: Mapping[str, Any] | None = None,
+        constitution: Constitution = CONSTITUTION,
+        stop_at: int | None = None,
+    ) -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.seed = seed
+        self.workdir = workdir
+        self.device = "cpu"
+        self.constitution = constitution
+        self.progress = TestProgress(stop_at)
+        self.backends = dict(backends or {})
+        self.components = dict(components or {})
+
+    def backend(self, role: str) -> Backend:
+        """The backend of this role."""
+        if role not in self.backends and "" not in self.backends:
+            raise AssertionError(f"the component asked for a model in the role {role!r}; there are {[*self.backends]}")
+        return self.backends.get(role) or self.backends[""]
+
+    def component(self, kind: str) -> Any:
+        """The component of this kind."""
+        if kind not in self.components:
+            raise AssertionError(f"the component asked for a {kind}; name it in `needs` of Component and of the test")
+        return self.components[kind]

@@ -1,0 +1,144 @@
+"""The contract of an RL algorithm as tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from cai_core.errors import CAIError, UserError
+from cai_core.testing.base import Conformance, local_model
+from cai_core.testing.context import Interrupted
+from cai_core.testing.training import check_model, check_result, same_weights
+from cai_core.types.backend import GenerateRequest, Sampling
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import Message, ModelInput
+from cai_core.types.reward import Exchange, Preference
+from cai_core.types.rl import RLAlgorithm
+from cai_core.types.trainer import TrainResult
+
+
+class LetterE:
+    """A scripted reward: the share of the letter e, which any policy can learn to write more of."""
+
+    def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:
+        """Nothing to learn."""
+        return TrainResult()
+
+    def load(self, path: Path) -> None:
+        """Nothing to load."""
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """See the class."""
+        return [exchange.response.count("e") / max(1, len(exchange.response)) for exchange in exchanges]
+
+
+class Broken(LetterE):
+    """A reward that is not a number."""
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """NaN for every answer."""
+        return [math.nan] * len(exchanges)
+
+
+class RLAlgorithmConformance(Conformance):
+    """See ``Conformance``. ``options`` must be enough to raise the share of one letter in a tiny model's answers.
+    short: options for a run of a few steps. frozen: those that make the learning rate zero, and ``frozen_needs`` of
+    components that it needs. checkpointed: options with a checkpoint at every step or two. stop_at: progress at
+    which the crash comes, between the first checkpoint and the end of a short run."""
+
+    kind = "rl_algorithm"
+    short: ClassVar[Mapping[str, Any]] = {"steps": 4}
+    frozen: ClassVar[Mapping[str, Any]] = {"learning_rate": 0}
+    frozen_needs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    checkpointed: ClassVar[Mapping[str, Any]] = {"save_steps": 1}
+    stop_at: ClassVar[int] = 2
+
+    def prompts(self) -> list[Prompt]:
+        """Eight questions."""
+        return [Prompt(f"p{n}", (Message("user", f"How do I bake {n} breads?"),)) for n in range(8)]
+
+    def train(
+        self,
+        folder: Path,
+        policy: Path,
+        out: Path,
+        *,
+        reward: Any = None,
+        stop_at: int | None = None,
+        needs: Mapping[str, Mapping[str, Any]] | None = None,
+        prompts: Sequence[Prompt] | None = None,
+        **changed: Any,
+    ) -> TrainResult:
+        """One training by a new object."""
+        context = self.context(folder, stop_at=stop_at, backend=local_model(policy), changed=needs)
+        algorithm: RLAlgorithm = self.make(context, **changed)
+        return algorithm.train(policy, self.prompts() if prompts is None else prompts, reward or LetterE(), out)
+
+    def rewards(self, policy: Path) -> list[float]:
+        """The reward of 128 samples, the same seeds for every policy."""
+        requests = [
+            GenerateRequest(f"{p.id}/{k}", ModelInput(messages=p.messages), Sampling(12), 1000 * k + n)
+            for n, p in enumerate(self.prompts())
+            for k in range(16)
+        ]
+        backend = local_model(policy)
+        done = list(backend.generate(requests))
+        backend.close()
+        return LetterE().score([Exchange(item.id, (), item.text) for item in done])
+
+    def test_it_raises_a_scripted_reward(self, tmp_path: Path, cai_tiny_model: Path) -> None:
+        """Samples of the new policy earn more than those of the old one, by two standard errors at least; the curve
+        has the reward of each step; what comes out is a whole model; the policy as given is left alone."""
+        before = {path.name: path.read_bytes() for path in cai_tiny_model.iterdir() if path.is_file()}
+        result = self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out")
+        check_result(result)
+        assert result.curve
+        assert all("reward" in row for row in result.curve)
+        check_model(tmp_path / "out")
+        assert before == {path.name: path.read_bytes() for path in cai_tiny_model.iterdir() if path.is_file()}
+        old, new = self.rewards(cai_tiny_model), self.rewards(tmp_path / "out")
+        gain, error = mean(new) - mean(old), math.sqrt((variance(old) + variance(new)) / len(old))
+        assert gain > 2 * error, f"from {mean(old):.3f} to {mean(new):.3f}, standard error {error:.3f}"
+
+    def test_learning_rate_zero_changes_nothing(self, tmp_path: Path, cai_tiny_model: Path) -> None:
+        """The weights that come out are those that went in, bit for bit."""
+        changed = {**self.short, **self.frozen}
+        self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", needs=self.frozen_needs, **changed)
+        assert same_weights(cai_tiny_model, tmp_path / "out")
+
+    def test_a_restart_ends_where_an_unbroken_run_ends(self, tmp_path: Path, cai_tiny_model: Path) -> None:
+        """Stopped by a crash and started again: the same weights, bit for bit, and the curve of all steps."""
+        changed = {**self.short, **self.checkpointed}
+        whole = self.train(tmp_path / "whole", cai_tiny_model, tmp_path / "a", **changed)
+        assert not same_weights(cai_tiny_model, tmp_path / "a"), "a short run that learns nothing would prove nothing"
+        with pytest.raises(Interrupted):
+            self.train(tmp_path / "cut", cai_tiny_model, tmp_path / "b", stop_at=self.stop_at, **changed)
+        assert any((tmp_path / "cut").rglob("*")), "checkpoints go to context.workdir"
+        again = self.train(tmp_path / "cut", cai_tiny_model, tmp_path / "b", **changed)
+        assert same_weights(tmp_path / "a", tmp_path / "b")
+        assert [dict(row) for row in again.curve] == [dict(row) for row in whole.curve]
+
+    def test_a_reward_that_is_no_number_stops_it(self, tmp_path: Path, cai_tiny_model: Path) -> None:
+        """Nothing is learnt from NaN: ``CAIError``."""
+        with pytest.raises(CAIError):
+            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", reward=Broken(), **self.short)
+
+    def test_no_prompt_is_the_users_error(self, tmp_path: Path, cai_tiny_model: Path) -> None:
+        """``UserError``, and nothing is written."""
+        with pytest.raises(UserError):
+            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", prompts=[], **self.short)
+        assert not (tmp_path / "out").exists()
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+def variance(values: Sequence[float]) -> float:
+    """Unbiased."""
+    return math.fsum((value - mean(values)) ** 2 for value in values) / (len(values) - 1)

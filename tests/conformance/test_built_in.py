@@ -1,0 +1,211 @@
+"""Every built-in component keeps the contract of its kind, on tiny real models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cai_core.plugins import load_plugins
+from cai_core.testing import (
+    BackendConformance,
+    Conformance,
+    CritiqueTemplateConformance,
+    EvaluatorConformance,
+    LabelerConformance,
+    PrincipleSamplerConformance,
+    PromptSourceConformance,
+    ReporterConformance,
+    RewardModelConformance,
+    RLAlgorithmConformance,
+    TrainerConformance,
+)
+from cai_core.testing.context import TestContext
+
+SFT = {"lora": None, "learning_rate": 1e-2, "batch_size": 4}
+
+
+class TestTransformers(BackendConformance):
+    component_id = "cai-core/transformers"
+
+
+class TestEcho(BackendConformance):
+    component_id = "cai-core/echo"
+
+
+class TestBuiltin(PromptSourceConformance):
+    component_id = "cai-core/builtin"
+
+
+class TestJsonl(PromptSourceConformance):
+    component_id = "cai-core/jsonl"
+    options = {"path": "prompts.jsonl", "heldout_share": 0.3}  # noqa: RUF012
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        rows = [{"prompt": f"How do I bake {n} breads?"} for n in range(9)]
+        path = context.workdir / "prompts.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return super().make(context, path=str(path))
+
+
+class TestUniform(PrincipleSamplerConformance):
+    component_id = "cai-core/uniform"
+
+
+class TestUniformTwo(PrincipleSamplerConformance):
+    component_id = "cai-core/uniform"
+    options = {"count": 2}  # noqa: RUF012
+
+
+class TestWeighted(PrincipleSamplerConformance):
+    component_id = "cai-core/weighted"
+
+
+class TestRoundRobin(PrincipleSamplerConformance):
+    component_id = "cai-core/round_robin"
+
+
+class TestAll(PrincipleSamplerConformance):
+    component_id = "cai-core/all"
+
+
+class TestChat(CritiqueTemplateConformance):
+    component_id = "cai-core/chat"
+
+
+class TestPaper(CritiqueTemplateConformance):
+    component_id = "cai-core/paper"
+
+
+class TestDirect(CritiqueTemplateConformance):
+    component_id = "cai-core/direct"
+
+
+class TestDirectPaper(CritiqueTemplateConformance):
+    component_id = "cai-core/direct"
+    options = {"format": "paper"}  # noqa: RUF012
+
+
+class TestLogprobPaper(LabelerConformance):
+    component_id = "cai-core/logprob"
+    options = {"shots": 0}  # noqa: RUF012
+
+
+class TestLogprobChat(LabelerConformance):
+    component_id = "cai-core/logprob"
+    options = {"format": "chat", "shots": 0}  # noqa: RUF012
+
+
+class TestSFT(TrainerConformance):
+    component_id = "cai-core/sft"
+    options = SFT
+
+
+class TestSFTLora(TrainerConformance):
+    component_id = "cai-core/sft"
+    options = {"learning_rate": 2e-2, "batch_size": 4}  # noqa: RUF012
+
+
+class TestPreference(RewardModelConformance):
+    component_id = "cai-core/preference"
+    options = {  # noqa: RUF012
+        "lora": None, "learning_rate": 5e-3, "batch_size": 4, "epochs": 2, "helpful": "none", "heldout": 0,
+    }
+
+
+class TestRules(RewardModelConformance):
+    component_id = "cai-core/rules"
+    options = {"length_weight": 1.0, "target_words": 10}  # noqa: RUF012
+    deviations = {  # noqa: RUF012
+        "test_scores_rise_with_the_label": "the rules are written down, nothing is learnt",
+        "test_asked_before_it_knows_anything_it_says_so": "the rules are known from the start",
+        "test_a_label_that_is_no_probability_is_refused": "labels are only compared with the rules",
+    }
+
+
+class TestGRPO(RLAlgorithmConformance):
+    component_id = "cai-core/grpo"
+    options = {  # noqa: RUF012
+        "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "lora": None,
+        "learning_rate": 1e-2, "beta": 0.0,
+    }
+
+
+class TestBestOfN(RLAlgorithmConformance):
+    component_id = "cai-core/best_of_n"
+    options = {"n": 24, "max_new_tokens": 8}  # noqa: RUF012
+    needs = {"trainer": ("cai-core/sft", {**SFT, "save_steps": 1, "epochs": 4})}  # noqa: RUF012
+    short = {"n": 3}  # noqa: RUF012
+    frozen = {}  # noqa: RUF012
+    frozen_needs = {"trainer": {"learning_rate": 0}}  # noqa: RUF012
+    checkpointed = {"chunk": 2}  # noqa: RUF012
+    stop_at = 7
+
+
+class TestHHH(EvaluatorConformance):
+    component_id = "cai-core/hhh"
+    options = {"limit": 8}  # noqa: RUF012
+
+
+class TestHHHChoice(EvaluatorConformance):
+    component_id = "cai-core/hhh"
+    options = {"limit": 8, "signal": "choice"}  # noqa: RUF012
+
+
+class TestRefusal(EvaluatorConformance):
+    component_id = "cai-core/refusal"
+
+
+class TestPreferenceModelScore(EvaluatorConformance):
+    component_id = "cai-core/preference_model"
+    needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}  # noqa: RUF012
+
+
+class TestLength(EvaluatorConformance):
+    component_id = "cai-core/length"
+
+
+class TestJudgeAudit(EvaluatorConformance):
+    component_id = "cai-core/judge_audit"
+    options = {"limit": 8}  # noqa: RUF012
+    needs = {  # noqa: RUF012
+        "labeler": ("cai-core/logprob", {"format": "chat", "shots": 0}),
+        "principle_sampler": ("cai-core/uniform", {}),
+    }
+
+
+class TestHtml(ReporterConformance):
+    component_id = "cai-core/html"
+
+
+class TestJson(ReporterConformance):
+    component_id = "cai-core/json"
+
+
+class TestMarkdown(ReporterConformance):
+    component_id = "cai-core/markdown"
+
+
+def test_no_built_in_component_is_left_out() -> None:
+    """A component without a conformance test is a gap, whatever else tests it."""
+    tested = {
+        (cls.kind, cls.component_id)
+        for cls in globals().values()
+        if isinstance(cls, type) and issubclass(cls, Conformance) and cls.component_id
+    }
+    offered = {(o.kind, o.id) for o in load_plugins().offers if o.distribution == "cai-core"}
+    assert tested == offered
+
+
+def test_only_the_rules_deviate() -> None:
+    """Deviations are rare and known."""
+    deviating = {
+        name
+        for name, cls in globals().items()
+        if isinstance(cls, type) and issubclass(cls, Conformance) and cls.deviations
+    }
+    assert deviating == {"TestRules"}
+
+
+def test_the_tiny_model_is_one(cai_tiny_model: Path) -> None:
+    assert (cai_tiny_model / "model.safetensors").stat().st_size < 1_000_000

@@ -1,0 +1,163 @@
+"""From outside: packages that cai-core does not know, installed beside its wheel in a clean environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai_core.plugins import KINDS
+from tiny import embedded_stand_in
+from wheels import ROOT, CleanVenv, build
+
+EXAMPLE = ROOT / "docs/examples/cai-extras"
+SMALL = [
+    *("-o", "prompts.red_team=4", "-o", "prompts.helpful=2", "-o", "prompts.heldout_red_team=3"),
+    *("-o", "prompts.heldout_helpful=2", "-o", "prompts.heldout_borderline=2"),
+    *("-o", "revise.sampling.max_new_tokens=8", "-o", "pairs.sampling.max_new_tokens=8"),
+    *("-o", "evaluate.sampling.max_new_tokens=8", "-o", "label.audit={name: judge_audit, limit: 8}"),
+    *("-o", "rl={name: above_mean, samples: 3, max_new_tokens: 6}"),
+]
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> CleanVenv:
+    return CleanVenv(tmp_path_factory.mktemp("clean") / "venv")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the tiny model under the embedded one's name."""
+    home = tmp_path_factory.mktemp("home")
+    embedded_stand_in(home / "cache")
+    return home
+
+
+def components(venv: CleanVenv, home: Path, distribution: str) -> list[tuple[str, str]]:
+    listed = json.loads(venv.cai("plugins", "list", "--json", cwd=home))
+    assert listed["failures"] == []
+    return [(item["kind"], item["name"]) for item in listed["components"] if item["distribution"] == distribution]
+
+
+@pytest.mark.timeout(600)
+def test_an_installed_package_takes_part_by_recipe_alone(venv: CleanVenv, home: Path, tmp_path: Path) -> None:
+    cache = str(home / "cache")
+    (home / "recipe.yaml").write_text((EXAMPLE / "recipe.yaml").read_text(encoding="utf-8"))
+    venv.cai("plan", "recipe.yaml", cwd=home, check=2, CAI_CACHE=cache)  # not installed: its components are unknown
+
+    source = tmp_path / "cai-extras"
+    subprocess.run(["cp", "-r", str(EXAMPLE), str(source)], check=True)
+    venv.install(build("wheel", source, tmp_path / "dist"))
+    both = [("labeler", "ordinal"), ("rl_algorithm", "above_mean")]
+    assert components(venv, home, "cai-extras") == both
+    output = venv.cai("run", "recipe.yaml", *SMALL, "--json", cwd=home, CAI_CACHE=cache)
+    record = json.loads(output)
+    used = {stage["id"]: stage for stage in record["stages"]}
+    assert record["status"] in ("ok", "partial")
+    assert {"label", "reward", "rl", "evaluate", "report"} <= used.keys()
+    (folder,) = (home / "runs").glob("extras-*")
+    results = json.loads((folder / "report.json").read_text())
+    assert results["labels"]["n"] == 4
+    parts = json.dumps(results["provenance"]["components"])
+    assert "cai-extras/ordinal" in parts
+    assert "cai-extras/above_mean" in parts
+
+    # The same package, editable: the same components, so that nothing has to be made again.
+    venv.uninstall("cai-extras")
+    assert components(venv, home, "cai-extras") == []
+    venv.install("-e", source)
+    assert components(venv, home, "cai-extras") == both
+    assert "nothing was run again" in venv.cai("run", "recipe.yaml", *SMALL, cwd=home, CAI_CACHE=cache)
+    again = [*SMALL[:-1], "rl={name: above_mean, samples: 4, max_new_tokens: 6}"]
+    record = json.loads(venv.cai("run", "recipe.yaml", *again, "--json", cwd=home, CAI_CACHE=cache))
+    assert "rl" in [stage["id"] for stage in record["stages"] if not stage.get("reused")]
+    # and its own tests
+    venv.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests"), cwd=tmp_path)
+
+
+def test_no_file_of_the_project_knows_the_example() -> None:
+    found = [
+        path
+        for folder in ("cai_core", "plugins")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".py", ".yaml", ".j2") and "extras/" in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
+
+
+RECIPE = """
+schema: 1
+name: mine
+models: {base: smollm2-135m-instruct}
+backend: my_backend
+prompts: my_prompts
+revise:
+  rounds: 1
+  critique_template: my_critique_template
+  principle_sampler: my_principle_sampler
+  sampling: {max_new_tokens: 8}
+sft: my_trainer
+pairs: {sampling: {max_new_tokens: 8}}
+label: {labeler: my_labeler, audit: {name: judge_audit, limit: 4}}
+reward: my_reward_model
+rl: {name: my_rl_algorithm, steps: 2, max_new_tokens: 6}
+evaluate: {evaluators: [my_evaluator, length], sampling: {max_new_tokens: 8}}
+report: [my_reporter, json]
+"""
+
+
+@pytest.mark.timeout(600)
+def test_every_kind_of_new_package_installs_passes_its_tests_and_runs(
+    venv: CleanVenv, home: Path, tmp_path: Path
+) -> None:
+    """`cai plugins new` for all kinds: lint, install, contract, and one recipe made of nothing else."""
+    names = []
+    for kind in KINDS:
+        name = f"my-{kind.replace('_', '-')}"
+        said = venv.cai("plugins", "new", name, "--kind", kind, cwd=tmp_path)
+        assert f"pip install -e '{name}[test]'" in said
+        names.append(name)
+    ruff = [sys.executable, "-m", "ruff", "check", "--no-cache", "--extend-select", "I,B,UP,SIM", "."]
+    for name in names:
+        done = subprocess.run(ruff, cwd=tmp_path / name, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+    venv.install(*(part for name in names for part in ("-e", tmp_path / name)))
+    tests = [str(tmp_path / name / "tests") for name in names]
+    options = ["-q", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    said = venv.run("-m", "pytest", *options, *tests, cwd=tmp_path)
+    assert "failed" not in said
+    (home / "mine.yaml").write_text(RECIPE)
+    record = json.loads(venv.cai("run", "mine.yaml", "--json", cwd=home, CAI_CACHE=str(home / "cache")))
+    assert record["status"] in ("ok", "partial")
+    assert all(stage["status"] in ("ok", "partial") for stage in record["stages"])
+    (folder,) = (home / "runs").glob("mine-*")
+    assert "answers that ask back" in (folder / "report.txt").read_text()
+    for name in names:
+        venv.uninstall(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["x", "--kind", "judge"], "unknown kind 'judge'"),
+        (["Bad_Name", "--kind", "labeler"], "is no name for a package"),
+        (["class", "--kind", "labeler"], "is no name for a package"),
+        (["cai-core", "--kind", "labeler"], "cai-core's own name"),
+        (["there", "--kind", "labeler"], "exists already"),
+    ],
+)
+def test_a_new_package_needs_a_good_name(arguments: list[str], wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "cai_core.cli.main", "plugins", "new", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert wrong in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert list((tmp_path / "there").iterdir()) == []
