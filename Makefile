@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint types layers docs slow cost clean
+.PHONY: help quickstart test lint types layers docs reference slow cost clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ layers: $(VENV)/.installed-dev ## who may import whom
 
 docs: $(VENV)/.installed-dev ## only the checks of README and docs
 	$(BIN)/python -m pytest tests/docs
+
+reference: $(VENV)/.installed-dev ## write docs/reference/hooks.md and components.md from the code
+	$(BIN)/python docs/generate.py
 
 slow: $(VENV)/.installed-dev ## tests that need the embedded model or minutes
 	$(BIN)/python -m pytest -m slow

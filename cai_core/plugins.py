@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
@@ -406,10 +406,6 @@ def _check_component(kind: Kind, component: Any) -> None:
         raise _Refused(f"{what}: summary is not one line of text", "Say in one line what it does.")
     if type(component.revision) is not int or component.revision < 1:
         raise _Refused(f"{what}: revision {component.revision!r} is not a whole number from 1", "The first is 1.")
-    unknown = _unknown_needs(component.needs)
-    if unknown:
-        raise _Refused(f"{what}: needs {', '.join(map(repr, unknown))}", f"Kinds are: {', '.join(KINDS)}.")
-
-
-def _unknown_needs(needs: Sequence[str]) -> list[str]:
-    return [str(needs)] if isinstance(needs, str) else [need for need in needs if need not in KINDS]
+    needs: Any = component.needs
+    if not isinstance(needs, (tuple, list)) or not all(need in KINDS for need in needs):
+        raise _Refused(f"{what}: needs {needs!r} is not a tuple of kinds", f"Kinds are: {', '.join(KINDS)}.")

@@ -41,10 +41,10 @@ class CleanVenv:
         where = self.run("-c", "import cai_core; print(cai_core.__file__)")
         assert where.startswith(str(folder)), f"cai_core is imported from {where}"
 
-    def install(self, *what: str | Path) -> None:
+    def install(self, *what: str | Path, cwd: Path | None = None) -> None:
         """``pip install`` without network, dependencies or build isolation."""
         options = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
-        self.run("-m", "pip", "install", *options, *map(str, what))
+        self.run("-m", "pip", "install", *options, *map(str, what), cwd=cwd)
 
     def uninstall(self, name: str) -> None:
         """``pip uninstall``."""

@@ -69,7 +69,7 @@ $body
 TEST = Template('''\
 """The contract of a $kind; see `cai_core.testing`."""
 
-from cai_core.testing import $base
+${typing}from cai_core.testing import $base
 
 
 class Test$title($base):
@@ -91,8 +91,8 @@ WHERE = {
 """Kind -> how a recipe chooses its component."""
 
 SETTINGS = {
-    "trainer": '    options = {"learning_rate": 0.05}\n',
-    "rl_algorithm": '    options = {"learning_rate": 0.3, "steps": 60, "samples": 16, "max_new_tokens": 12}\n',
+    "trainer": '{"learning_rate": 0.05}',
+    "rl_algorithm": '{"learning_rate": 0.3, "steps": 60, "samples": 16, "max_new_tokens": 12}',
 }
 """Kind -> what the example needs in order to learn something on the tiny model of the tests."""
 
@@ -137,7 +137,8 @@ def write_package(name: str, kind: str, into: Path) -> Path:
         "kind": kind,
         "title": "".join(part.capitalize() for part in name.split("-")),
         "base": f"{KINDS[kind].protocol.__name__}Conformance",
-        "settings": SETTINGS.get(kind, ""),
+        "typing": "from typing import ClassVar\n\n" if kind in SETTINGS else "",
+        "settings": f"    options: ClassVar = {SETTINGS[kind]}\n" if kind in SETTINGS else "",
         "where": Template(WHERE[kind]).substitute(component=package),
         "version": str(HOOKSPEC_VERSION),
         "imports": imports,

@@ -98,7 +98,7 @@ def show_command(name: str, kind: str | None, as_json: bool) -> None:
             raise UserError(f"unknown component '{name}'", hint=registry.hint(name, registry.offers()))
     if as_json:
         dicts = [
-            {**_as_dict(offer), "options": [_json(row) for row in _options(offer.component.options)]}
+            {**_as_dict(offer), "options": [_json(row) for row in option_rows(offer.component.options)]}
             for offer in found
         ]
         click.echo(json.dumps({"components": dicts}, indent=2))
@@ -112,7 +112,7 @@ def show_command(name: str, kind: str | None, as_json: bool) -> None:
         click.echo(f"  does what {protocol.__module__}.{protocol.__name__} says")
         if component.needs:
             click.echo(clean(f"  needs: {', '.join(component.needs)}", one_line=True))
-        rows = _options(component.options)
+        rows = option_rows(component.options)
         if not rows:
             click.echo("  no options")
             continue
@@ -147,7 +147,8 @@ def _json(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "default" or not row["required"]}
 
 
-def _options(model: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
+def option_rows(model: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
+    """One row per option, nested ones too: name, type, required, default, description, execution."""
     from pydantic import BaseModel
 
     from cai_core.types.component import EXECUTION
@@ -167,7 +168,7 @@ def _options(model: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
             }
         )
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += _options(field.annotation, f"{shown}.")
+            rows += option_rows(field.annotation, f"{shown}.")
     return rows
 
 

@@ -34,7 +34,7 @@ class Conformance:
 
         class TestShorter(LabelerConformance):
             component_id = "my-package/shorter"
-            options = {"scale": 10}
+            options: ClassVar = {"scale": 10}
 
     component_id: of an installed component; or override ``make`` to build the object in another way.
     options: in which it is tested. needs: kind -> (component id, options) of what it asks the context for.

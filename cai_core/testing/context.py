@@ -40,7 +40,7 @@ class Interrupted(BaseException):
 
 
 class TestProgress:
-    """Keeps what was reported; raises ``Interrupted`` once ``stop_at`` steps are done."""
+    """Keeps what was reported; raises ``Interrupted`` at the report number ``stop_at``, counted from 1."""
 
     __test__ = False
 
@@ -51,7 +51,7 @@ class TestProgress:
     def update(self, done: int, total: int, note: str = "") -> None:
         """See ``types.context.Progress``."""
         self.seen.append((done, total))
-        if self.stop_at is not None and done >= self.stop_at:
+        if len(self.seen) == self.stop_at:
             raise Interrupted
 
 

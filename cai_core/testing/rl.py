@@ -47,8 +47,8 @@ class Broken(LetterE):
 class RLAlgorithmConformance(Conformance):
     """See ``Conformance``. ``options`` must be enough to raise the share of one letter in a tiny model's answers.
     short: options for a run of a few steps. frozen: those that make the learning rate zero, and ``frozen_needs`` of
-    components that it needs. checkpointed: options with a checkpoint at every step or two. stop_at: progress at
-    which the crash comes, between the first checkpoint and the end of a short run."""
+    components that it needs. checkpointed: options with a checkpoint at every step or two. stop_at: number
+    of the progress report at which the crash comes, after the first checkpoint and before the end of a short run."""
 
     kind = "rl_algorithm"
     short: ClassVar[Mapping[str, Any]] = {"steps": 4}

@@ -18,8 +18,8 @@ from cai_core.types.trainer import Example, Trainer, TrainResult
 
 class TrainerConformance(Conformance):
     """See ``Conformance``. ``options`` must make the loss of 24 equal examples fall. frozen: options that make the
-    learning rate zero. checkpointed: options with a checkpoint at every step or two. stop_at: steps done when the
-    crash comes, between the first checkpoint and the end."""
+    learning rate zero. checkpointed: options with a checkpoint at every step or two. stop_at: number of the
+    progress report at which the crash comes, after the first checkpoint and before the end."""
 
     kind = "trainer"
     frozen: ClassVar[Mapping[str, Any]] = {"learning_rate": 0}

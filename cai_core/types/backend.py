@@ -78,10 +78,16 @@ class Capabilities:
 
 
 class Backend(Protocol):
-    """A model that can be asked. Built in the worker process, closed by the pipeline.
+    """A model that can be asked.
 
-    Results may come in any order, one per request, as they finish. An input longer than the context is a
-    ``too_long`` failure of that request alone. Nothing else may be raised for a single bad request.
+    Order: exactly one result per request, in any order, as they finish; ``id`` says which.
+    Shapes and units: tokens are the model's own; log-probabilities are natural (nats), summed over a continuation.
+    Ownership: it is built in the worker process and closed by the pipeline; requests and results are immutable.
+    Errors: an input that does not fit the context is a ``too_long`` failure of that request alone, a fault of machine
+    or server an ``infra`` failure. Nothing is raised for a single request. ``UserError`` when there is no such model.
+    Determinism: a result depends on its request alone, hints make no difference. It is the same bit for bit in the same
+    batch on the same device with the same number of threads; another batch may round differently and so sample another
+    text.
     """
 
     capabilities: Capabilities

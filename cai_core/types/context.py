@@ -20,8 +20,13 @@ class Progress(Protocol):
 class StageContext(Protocol):
     """Handed to every factory; lives as long as the stage's worker process.
 
-    seed: this stage's seed, derived from the run's. workdir: a folder for checkpoints that survives a crash and is
-    removed when the stage is done. device: "cpu" or "cuda". constitution: the run's.
+    seed: this stage's seed, derived from the run's.
+    workdir: a folder for checkpoints that survives a crash and is removed when the stage is done.
+    device: "cpu" or "cuda".
+    constitution: the run's.
+    progress: where to say how far the work is.
+
+    The context owns backends and components, and closes them.
     """
 
     seed: int

@@ -11,8 +11,13 @@ from cai_core.types.records import Conversation, ModelInput
 class CritiqueTemplate(Protocol):
     """One round is critique then revision (section 3.1); ``critiques`` is False for direct revision (Figure 7).
 
-    The builders are pure functions of their arguments. The readers return clean text or raise ``UnitError``
-    ("unparseable"), which the pipeline stores as a typed row.
+    Order: answer, then per round critique and revision; each sees the latest response only.
+    Shapes and units: one ``ModelInput`` per call, chat turns or raw text; text of users and models goes in as it is,
+    whatever braces or tags it holds.
+    Ownership: nothing is kept between calls.
+    Errors: the builders raise none. The readers return text that is not blank or raise ``UnitError`` ("unparseable", or
+    "refusal"), which the pipeline stores as a typed row.
+    Determinism: builders and readers are pure functions of their arguments.
     """
 
     critiques: bool

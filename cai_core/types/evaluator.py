@@ -76,7 +76,12 @@ class Metric:
 class Evaluator(Protocol):
     """The pipeline asks for units, runs them in batches, stores each row, then asks for metrics.
 
-    ``summarise`` must count what it could not score; it never imputes.
+    Order: rows come in any order, one per unit; metrics come in the order of the report, ids unique per model.
+    Shapes and units: a metric is one number per model with its interval, ``n`` and ``failed``; a rate lies in [0, 1].
+    Ownership: rows are stored and may come from an earlier run; the evaluator keeps none.
+    Errors: a unit that cannot be scored is a row with a failure. ``summarise`` counts it in ``failed`` and never makes
+    up a value; with nothing scored the value is None. Nothing is raised for one unit.
+    Determinism: units and payloads are the same for the same input; metrics depend on the set of rows, not their order.
     """
 
     def units(self, given: EvalInput) -> Sequence[EvalUnit]:

@@ -36,7 +36,14 @@ class Constitution:
 
 
 class PrincipleSampler(Protocol):
-    """Chooses the principles of one unit and step (the paper: one, uniformly, per step; section 3.1)."""
+    """Chooses the principles of one unit and step (the paper: one, uniformly, per step; section 3.1).
+
+    Order: that of the result is kept; a critique uses the first principle, a label all of them.
+    Shapes and units: a tuple of at least one of the given principles, none twice.
+    Ownership: the given list and generator belong to the caller; the list is not changed.
+    Errors: none is expected; the given list is never empty.
+    Determinism: the draw depends on the arguments alone; all chance comes from ``rng``, none from ``random``.
+    """
 
     def sample(
         self, principles: Sequence[Principle], *, prompt: Prompt, step: str, index: int, rng: random.Random

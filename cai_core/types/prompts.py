@@ -30,7 +30,14 @@ class Prompt:
 
 
 class PromptSource(Protocol):
-    """Loads prompts. The same options and files give the same prompts in the same order."""
+    """Loads prompts.
+
+    Order: that of the source; it decides the order of work and of the report, never a result.
+    Shapes and units: whole conversations, each ending on a user turn that is not blank.
+    Ownership: prompts are immutable; the source may keep nothing open.
+    Errors: ``UserError`` naming file and line on bad data, and when there is no prompt.
+    Determinism: the same options and files give the same prompts, with the same ids. A prompt's text is in one split.
+    """
 
     def load(self) -> Sequence[Prompt]:
         """All prompts, at least one. Raises ``UserError`` naming file and line on bad data."""

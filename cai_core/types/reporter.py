@@ -8,7 +8,14 @@ from typing import Any, Protocol
 
 
 class Reporter(Protocol):
-    """Writes files from the results of a run. The same results give the same bytes."""
+    """Writes files from the results of a run.
+
+    Order: that of the results is kept.
+    Shapes and units: ``docs/reference/results.md`` describes the results; a number that is not known is None, never 0.
+    Ownership: the results belong to the caller and are not changed; only files inside ``out`` are written.
+    Errors: none is expected. All texts are untrusted: no markup or terminal code in them may work.
+    Determinism: the same results give the same bytes.
+    """
 
     def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
         """Write into the existing folder ``out`` and return the files written.

@@ -34,7 +34,16 @@ class Exchange:
 
 
 class RewardModel(Protocol):
-    """Only differences of scores of one model mean anything; they have no unit."""
+    """Learns from preferences, then scores answers.
+
+    Order: one score per exchange, in the order given.
+    Shapes and units: scores are finite floats without a unit; only differences within one model mean anything. The more
+    likely the labels call an answer better, the higher it scores.
+    Ownership: ``model`` is read only; ``out`` is new and its own; ``load`` reads nothing but what ``fit`` wrote there.
+    Errors: ``UserError`` on preferences that cannot be learnt from (``p_a`` outside [0, 1] or NaN, none left),
+    ``CAIError`` when asked for scores before ``fit`` or ``load``.
+    Determinism: scores do not depend on the batch, up to rounding; after ``load`` they equal those after ``fit``.
+    """
 
     def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:
         """Train from the model folder ``model`` and save to the new folder ``out``; afterwards ``score`` works."""

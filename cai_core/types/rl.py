@@ -14,8 +14,16 @@ from cai_core.types.trainer import TrainResult
 class RLAlgorithm(Protocol):
     """Improves a policy against a reward. The reference model is the policy as given.
 
-    ``curve`` of the result holds one row per step with at least ``step`` and ``reward`` (mean over that step's
-    samples), and ``kl`` (to the reference, nats per sequence) where the algorithm knows it.
+    Order: ``curve`` has one row per step, rising, with at least ``step`` and ``reward``.
+    Shapes and units: ``reward`` is the mean over that step's samples; ``kl``, where the algorithm knows it, is to the
+    reference, in nats per sequence.
+    Ownership: the folder ``policy`` is read only; ``out`` is new and the algorithm's; checkpoints go to
+    ``context.workdir``. The reward model is fitted and belongs to the caller; ``context.backend("policy")`` is the
+    policy as given.
+    Errors: ``UserError`` when prompts or options do not fit (no prompt among them), ``CAIError`` when a reward or a
+    loss is not finite. Nothing is learnt from such a reward.
+    Determinism: the same arguments, options and seed give the same weights on the same device and number of threads,
+    also when a crash and a restart lie between; learning rate 0 gives the weights that went in, bit for bit.
     """
 
     def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:

@@ -39,7 +39,7 @@ class TestBuiltin(PromptSourceConformance):
 
 class TestJsonl(PromptSourceConformance):
     component_id = "cai-core/jsonl"
-    options = {"path": "prompts.jsonl", "heldout_share": 0.3}  # noqa: RUF012
+    options = {"path": "prompts.jsonl", "heldout_share": 0.3}
 
     def make(self, context: TestContext, **changed: Any) -> Any:
         rows = [{"prompt": f"How do I bake {n} breads?"} for n in range(9)]
@@ -54,7 +54,7 @@ class TestUniform(PrincipleSamplerConformance):
 
 class TestUniformTwo(PrincipleSamplerConformance):
     component_id = "cai-core/uniform"
-    options = {"count": 2}  # noqa: RUF012
+    options = {"count": 2}
 
 
 class TestWeighted(PrincipleSamplerConformance):
@@ -83,17 +83,17 @@ class TestDirect(CritiqueTemplateConformance):
 
 class TestDirectPaper(CritiqueTemplateConformance):
     component_id = "cai-core/direct"
-    options = {"format": "paper"}  # noqa: RUF012
+    options = {"format": "paper"}
 
 
 class TestLogprobPaper(LabelerConformance):
     component_id = "cai-core/logprob"
-    options = {"shots": 0}  # noqa: RUF012
+    options = {"shots": 0}
 
 
 class TestLogprobChat(LabelerConformance):
     component_id = "cai-core/logprob"
-    options = {"format": "chat", "shots": 0}  # noqa: RUF012
+    options = {"format": "chat", "shots": 0}
 
 
 class TestSFT(TrainerConformance):
@@ -103,20 +103,20 @@ class TestSFT(TrainerConformance):
 
 class TestSFTLora(TrainerConformance):
     component_id = "cai-core/sft"
-    options = {"learning_rate": 2e-2, "batch_size": 4}  # noqa: RUF012
+    options = {"learning_rate": 2e-2, "batch_size": 4}
 
 
 class TestPreference(RewardModelConformance):
     component_id = "cai-core/preference"
-    options = {  # noqa: RUF012
+    options = {
         "lora": None, "learning_rate": 5e-3, "batch_size": 4, "epochs": 2, "helpful": "none", "heldout": 0,
     }
 
 
 class TestRules(RewardModelConformance):
     component_id = "cai-core/rules"
-    options = {"length_weight": 1.0, "target_words": 10}  # noqa: RUF012
-    deviations = {  # noqa: RUF012
+    options = {"length_weight": 1.0, "target_words": 10}
+    deviations = {
         "test_scores_rise_with_the_label": "the rules are written down, nothing is learnt",
         "test_asked_before_it_knows_anything_it_says_so": "the rules are known from the start",
         "test_a_label_that_is_no_probability_is_refused": "labels are only compared with the rules",
@@ -125,7 +125,7 @@ class TestRules(RewardModelConformance):
 
 class TestGRPO(RLAlgorithmConformance):
     component_id = "cai-core/grpo"
-    options = {  # noqa: RUF012
+    options = {
         "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "lora": None,
         "learning_rate": 1e-2, "beta": 0.0,
     }
@@ -133,23 +133,23 @@ class TestGRPO(RLAlgorithmConformance):
 
 class TestBestOfN(RLAlgorithmConformance):
     component_id = "cai-core/best_of_n"
-    options = {"n": 24, "max_new_tokens": 8}  # noqa: RUF012
-    needs = {"trainer": ("cai-core/sft", {**SFT, "save_steps": 1, "epochs": 4})}  # noqa: RUF012
-    short = {"n": 3}  # noqa: RUF012
-    frozen = {}  # noqa: RUF012
-    frozen_needs = {"trainer": {"learning_rate": 0}}  # noqa: RUF012
-    checkpointed = {"chunk": 2}  # noqa: RUF012
+    options = {"n": 24, "max_new_tokens": 8}
+    needs = {"trainer": ("cai-core/sft", {**SFT, "save_steps": 1, "epochs": 4})}
+    short = {"n": 3}
+    frozen = {}
+    frozen_needs = {"trainer": {"learning_rate": 0}}
+    checkpointed = {"chunk": 2}
     stop_at = 7
 
 
 class TestHHH(EvaluatorConformance):
     component_id = "cai-core/hhh"
-    options = {"limit": 8}  # noqa: RUF012
+    options = {"limit": 8}
 
 
 class TestHHHChoice(EvaluatorConformance):
     component_id = "cai-core/hhh"
-    options = {"limit": 8, "signal": "choice"}  # noqa: RUF012
+    options = {"limit": 8, "signal": "choice"}
 
 
 class TestRefusal(EvaluatorConformance):
@@ -158,7 +158,7 @@ class TestRefusal(EvaluatorConformance):
 
 class TestPreferenceModelScore(EvaluatorConformance):
     component_id = "cai-core/preference_model"
-    needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}  # noqa: RUF012
+    needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}
 
 
 class TestLength(EvaluatorConformance):
@@ -167,8 +167,8 @@ class TestLength(EvaluatorConformance):
 
 class TestJudgeAudit(EvaluatorConformance):
     component_id = "cai-core/judge_audit"
-    options = {"limit": 8}  # noqa: RUF012
-    needs = {  # noqa: RUF012
+    options = {"limit": 8}
+    needs = {
         "labeler": ("cai-core/logprob", {"format": "chat", "shots": 0}),
         "principle_sampler": ("cai-core/uniform", {}),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,15 +182,40 @@ BROKEN = {
     "needs an unknown kind": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n"
         "    yield Component('vote', Options, make, 's', 1, ('judge',))\n",
-        "needs 'judge'",
+        "needs ('judge',) is not a tuple of kinds",
         "labeler",
     ),
     "needs is nonsense": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n    yield Component('vote', Options, make, 's', 1, 7)\n",
-        "TypeError",
-        "",
+        "needs 7 is not a tuple of kinds",
+        "labeler",
     ),
     "twice": (labelers("vote", "vote"), "'vote' twice", ""),
+    "backend without a model": (
+        HEAD + "@hookimpl\ndef cai_register_backends():\n    yield Component('vote', Options, make, 's')\n",
+        "has no field 'model'",
+        "The pipeline sets it",
+    ),
+    "for newer hooks": (
+        labelers("vote") + "CAI_HOOKSPEC_VERSION = 2\n",
+        "written for version 2 of the hooks, not for version 1",
+        "Install a newer cai-core",
+    ),
+    "for several newer hooks": (
+        labelers("vote") + "CAI_HOOKSPEC_VERSION = (3, 4)\n",
+        "written for version 3, 4 of the hooks",
+        "Install a newer cai-core",
+    ),
+    "for older hooks": (
+        labelers("vote") + "CAI_HOOKSPEC_VERSION = 0\n",
+        "written for version 0 of the hooks",
+        "Install a newer version of the plugin",
+    ),
+    "version is nonsense": (
+        labelers("vote") + "CAI_HOOKSPEC_VERSION = '1.0'\n",
+        "CAI_HOOKSPEC_VERSION is '1.0'",
+        "CAI_HOOKSPEC_VERSION = 1",
+    ),
     "fails half-way": (
         labelers("vote") + "    raise RuntimeError('no such GPU')\n",
         "RuntimeError: no such GPU",
@@ -209,6 +235,37 @@ def test_a_broken_plugin_is_remembered_and_the_others_work(case: str, install: I
     assert (failure.plugin_id, failure.distribution, failure.version) == ("bad:judges", "bad", "0.3")
     assert reason in failure.reason
     assert hint in failure.hint
+    assert failure.hint.strip(), "a remedy"
+    said = str(failure)
+    assert said.startswith("plugin bad:judges (0.3) is not used: "), "the distribution"
+    if "@hookimpl" in source and case not in NO_HOOK_TO_NAME:
+        assert re.search(r"cai_register_\w+", said), "the hook"
+
+
+NO_HOOK_TO_NAME = ("for newer hooks", "for several newer hooks", "for older hooks", "version is nonsense")
+"""What is wrong with the module as a whole."""
+
+
+@pytest.mark.parametrize("line", ["CAI_HOOKSPEC_VERSION = 1", "CAI_HOOKSPEC_VERSION = (1, 2)", ""])
+def test_a_plugin_may_be_written_for_several_versions_of_the_hooks(line: str, install: Install) -> None:
+    install("good", {"judges": ("mod_good", f"{labelers('fine')}{line}\n")})
+    plugins = load()
+    assert (ids(plugins), plugins.failures) == (["good/fine"], ())
+
+
+def test_the_list_the_doctor_and_the_unknown_name_all_show_a_failed_plugin(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("future", {"judges": ("mod_future", labelers("vote") + "CAI_HOOKSPEC_VERSION = 9\n")})
+    said = []
+    for arguments, code in ((["plugins", "list"], 0), (["plugins", "doctor"], 1), (["plugins", "show", "vote"], 2)):
+        assert main(arguments) == code
+        captured = capsys.readouterr()
+        said.append(captured.out + captured.err)
+    for text in said:
+        assert "future:judges" in text
+        assert "written for version 9 of the hooks" in text
+        assert "Install a newer cai-core" in text
 
 
 def test_a_good_plugin_of_a_distribution_survives_a_broken_one(install: Install) -> None:

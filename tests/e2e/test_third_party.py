@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +85,7 @@ def test_no_file_of_the_project_knows_the_example() -> None:
         path
         for folder in ("cai_core", "plugins")
         for path in (ROOT / folder).rglob("*.*")
-        if path.suffix in (".py", ".yaml", ".j2") and "extras/" in path.read_text(encoding="utf-8")
+        if path.suffix in (".py", ".yaml", ".j2") and re.search("cai.extras", path.read_text(encoding="utf-8"))
     ]
     assert found == []
 
@@ -137,6 +139,66 @@ def test_every_kind_of_new_package_installs_passes_its_tests_and_runs(
     assert "answers that ask back" in (folder / "report.txt").read_text()
     for name in names:
         venv.uninstall(name)
+
+
+class Author:
+    """Follows the tutorial to the letter: commands, files and changes in the order of the page."""
+
+    def __init__(self, venv: CleanVenv, folder: Path, cache: Path) -> None:
+        self.venv, self.folder, self.cache = venv, folder, str(cache)
+        self.said: list[str] = []
+
+    def follow(self, page: str) -> None:
+        file = r"<!-- file: (?P<path>[^,]+?)(?:, replace: (?P<old>.+?) -> (?P<new>.+?))? -->"
+        step = file + r"|```(?P<kind>\w+)\n(?P<text>.*?)```"
+        target = ""
+        for match in re.finditer(step, page, flags=re.S):
+            if match["path"] and match["old"]:
+                path = self.folder / match["path"]
+                text = path.read_text()
+                assert text.count(match["old"]) == 1, match["old"]
+                path.write_text(text.replace(match["old"], match["new"]))
+            elif match["path"]:
+                target = match["path"]
+            elif match["kind"] == "python":
+                assert target, "every file has a name"
+                (self.folder / target).write_text(match["text"])
+            elif match["kind"] == "console":
+                for line in match["text"].splitlines():
+                    self.type(line.removeprefix("$ "))
+
+    def type(self, line: str) -> None:
+        command, _, comment = line.partition("  # ")
+        words = shlex.split(command)
+        failing = comment.strip().removeprefix("fails: ") if comment.strip().startswith("fails: ") else ""
+        if words[:3] == ["pip", "install", "-e"]:
+            self.venv.install("-e", words[3].partition("[")[0], cwd=self.folder)
+            self.said.append("")
+        elif words[0] == "pytest":
+            more = ["-p", "no:cacheprovider", "-rfs"]
+            said = self.venv.run("-m", *words, *more, cwd=self.folder, check=1 if failing else 0)
+            assert failing in said
+            self.said.append(said)
+        else:
+            assert words[0] == "cai", line
+            more = SMALL[:-2] if words[1] in ("run", "plan") else []
+            self.said.append(self.venv.cai(*words[1:], *more, cwd=self.folder, CAI_CACHE=self.cache))
+
+
+@pytest.mark.timeout(600)
+def test_the_tutorial_of_the_first_plugin(venv: CleanVenv, home: Path, tmp_path: Path) -> None:
+    author = Author(venv, tmp_path, home / "cache")
+    author.follow((ROOT / "docs/tutorial/first-plugin.md").read_text(encoding="utf-8"))
+    new, _, listed, shown, passed, failed, planned, ran = author.said
+    assert "cai run quickstart -o label.labeler=cai_engages" in new
+    assert re.search(r"labeler +cai_engages +0\.1\.0 +cai-engages:cai_engages", listed)
+    assert "strength" in shown
+    assert re.search(r"\d+ passed, 3 skipped|\d+ passed, 4 skipped", passed)
+    assert "asks no judge" in passed
+    assert re.search(r"FAILED \S+::test_swapping_the_answers_gives_one_minus_p", failed)
+    assert re.search(r"label +run", planned)
+    assert "Status: ok" in ran
+    venv.uninstall("cai-engages")
 
 
 @pytest.mark.parametrize(
