@@ -78,6 +78,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+INJECTED = ("backend", "prompts", "principle_sampler", "critique_template", "labeler", "trainer", "reward_model")
+"""Kinds that a component may ask its context for: those of which a recipe has one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A component and who offers it. ``id``: ``<distribution>/<name>``; ``origin``: the plugin's module."""
@@ -407,5 +411,6 @@ def _check_component(kind: Kind, component: Any) -> None:
     if type(component.revision) is not int or component.revision < 1:
         raise _Refused(f"{what}: revision {component.revision!r} is not a whole number from 1", "The first is 1.")
     needs: Any = component.needs
-    if not isinstance(needs, (tuple, list)) or not all(need in KINDS for need in needs):
-        raise _Refused(f"{what}: needs {needs!r} is not a tuple of kinds", f"Kinds are: {', '.join(KINDS)}.")
+    allowed = [name for name in INJECTED if name != kind.name]
+    if not isinstance(needs, (tuple, list)) or not all(need in allowed for need in needs):
+        raise _Refused(f"{what}: needs {needs!r}", f"Give a tuple of what can be asked for: {', '.join(allowed)}.")

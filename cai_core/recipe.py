@@ -55,8 +55,8 @@ class ReviseSection(_Model):
     """Critique and revision (section 3.1)."""
 
     rounds: int = Field(4, ge=1, le=16, description="critique-revision rounds per prompt (the paper: 4)")
-    critique_template: ComponentRef = ComponentRef(name="chat")
-    principle_sampler: ComponentRef = ComponentRef(name="uniform")
+    critique_template: ComponentRef = ComponentRef(name="cai-core/chat")
+    principle_sampler: ComponentRef = ComponentRef(name="cai-core/uniform")
     sampling: SamplingSection = SamplingSection()
     train_on: Literal["all", "last"] = Field(
         "all", description="which revisions become SFT examples (section 3.1: from all revisional steps)"
@@ -75,12 +75,13 @@ class PairsSection(_Model):
 class LabelSection(_Model):
     """AI preference labels, and the audit of the judge that gives them."""
 
-    labeler: ComponentRef = ComponentRef(name="logprob")
+    labeler: ComponentRef = ComponentRef(name="cai-core/logprob")
     principle_sampler: ComponentRef = Field(
-        ComponentRef(name="uniform"), description="principles of one comparison (section 4.1: one at random)"
+        ComponentRef(name="cai-core/uniform"), description="principles of one comparison (section 4.1: one at random)"
     )
     audit: ComponentRef | None = Field(
-        ComponentRef(name="judge_audit"), description="measures the labeler on labelled comparisons; null: no audit"
+        ComponentRef(name="cai-core/judge_audit"),
+        description="measures the labeler on labelled comparisons; null: no audit",
     )
 
 
@@ -88,7 +89,8 @@ class EvaluateSection(_Model):
     """What is measured on base, SFT and RL model side by side, with held-out prompts."""
 
     evaluators: tuple[ComponentRef, ...] = Field(
-        tuple(ComponentRef(name=name) for name in ("hhh", "refusal", "preference_model", "length")), min_length=1
+        tuple(ComponentRef(name=f"cai-core/{name}") for name in ("hhh", "refusal", "preference_model", "length")),
+        min_length=1,
     )
     sampling: SamplingSection = SamplingSection()
     models: tuple[str, ...] = Field(
@@ -100,7 +102,7 @@ class ReportSection(_Model):
     """Files for people and programs."""
 
     reporters: tuple[ComponentRef, ...] = Field(
-        tuple(ComponentRef(name=name) for name in ("html", "json")), min_length=1
+        tuple(ComponentRef(name=f"cai-core/{name}") for name in ("html", "json")), min_length=1
     )
 
 
@@ -120,7 +122,7 @@ class Recipe(_Model):
     seed: int = Field(0, ge=0, lt=2**63, description="every unit derives its own seed from it")
     constitution: str = Field("harmless", description="name of a built-in constitution, or a YAML file")
     models: dict[str, str] = Field(description="role -> catalog name, hub id or folder; `base` serves all roles")
-    backend: ComponentRef = ComponentRef(name="transformers")
+    backend: ComponentRef = ComponentRef(name="cai-core/transformers")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; not part of any digest")
     prompts: ComponentRef | None = None
     revise: ReviseSection | None = None

@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cai_core.cli.run", "Run a recipe; reuse what is there, go on after a crash."),
     "plan": ("cai_core.cli.plan", "Say what a run would do, and why."),
     "report": ("cai_core.cli.report", "Show what a run found."),
-    "plugins": ("cai_core.cli.plugins", "List components, show their options, check plugins, begin a new one."),
+    "plugins": ("cai_core.cli.plugins", "List and show components, check plugins, begin one."),
     "constitution": ("cai_core.cli.constitution", "List and show constitutions."),
     "schema": ("cai_core.cli.schema", "Print the JSON Schema of recipes, for editors."),
     "models": ("cai_core.cli.models", "List and fetch the models of the catalog."),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group("plugins")
 def command() -> None:
-    """List components, show their options, check plugins, begin a new one."""
+    """List and show components, check plugins, begin one."""
 
 
 command.add_command(doctor)

@@ -353,18 +353,18 @@ def _default(kind: str, recipe: Recipe) -> tuple[ComponentRef, tuple[str | int, 
     if kind == "backend":
         return recipe.backend, ("backend",)
     if kind == "trainer":
-        return recipe.sft or ComponentRef(name="sft"), ("sft",)
+        return recipe.sft or ComponentRef(name="cai-core/sft"), ("sft",)
     if kind == "reward_model":
-        return recipe.reward or ComponentRef(name="preference"), ("reward",)
+        return recipe.reward or ComponentRef(name="cai-core/preference"), ("reward",)
     if kind == "labeler":
-        return (recipe.label.labeler if recipe.label else ComponentRef(name="logprob")), ("label", "labeler")
+        return (recipe.label.labeler if recipe.label else ComponentRef(name="cai-core/logprob")), ("label", "labeler")
     if kind == "principle_sampler":
-        sampler = recipe.label.principle_sampler if recipe.label else ComponentRef(name="uniform")
+        sampler = recipe.label.principle_sampler if recipe.label else ComponentRef(name="cai-core/uniform")
         return sampler, ("label", "principle_sampler")
     if kind == "critique_template":
-        template = recipe.revise.critique_template if recipe.revise else ComponentRef(name="chat")
+        template = recipe.revise.critique_template if recipe.revise else ComponentRef(name="cai-core/chat")
         return template, ("revise", "critique_template")
-    return recipe.prompts or ComponentRef(name="builtin"), ("prompts",)
+    return recipe.prompts or ComponentRef(name="cai-core/builtin"), ("prompts",)
 
 
 def _sampling(section: SamplingSection) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class Component(Generic[P_co]):
         its body, since the module that registers it is imported by ``cai plugins list``.
     summary: one line for people.
     revision: raised by the author whenever the same options give other results; part of every digest.
-    needs: kinds of other components that it asks the context for (``context.component(kind)``).
+    needs: kinds of other components that it asks the context for (``context.component(kind)``): the recipe's backend,
+        prompts, principle_sampler, critique_template, labeler, trainer or reward_model, and not its own kind.
     """
 
     name: str

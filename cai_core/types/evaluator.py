@@ -76,6 +76,9 @@ class Metric:
 class Evaluator(Protocol):
     """The pipeline asks for units, runs them in batches, stores each row, then asks for metrics.
 
+    Named under ``label.audit`` of a recipe it is given the one model "judge" and no answers, and must report the metric
+    ``audit.accuracy``; ``docs/reference/results.md`` lists what else a report shows of an audit.
+
     Order: rows come in any order, one per unit; metrics come in the order of the report, ids unique per model.
     Shapes and units: a metric is one number per model with its interval, ``n`` and ``failed``; a rate lies in [0, 1].
     Ownership: rows are stored and may come from an earlier run; the evaluator keeps none.

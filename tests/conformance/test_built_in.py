@@ -131,6 +131,13 @@ class TestGRPO(RLAlgorithmConformance):
     }
 
 
+class TestGRPOLora(RLAlgorithmConformance):
+    component_id = "cai-core/grpo"
+    options = {
+        "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "learning_rate": 3e-2,
+    }
+
+
 class TestBestOfN(RLAlgorithmConformance):
     component_id = "cai-core/best_of_n"
     options = {"n": 24, "max_new_tokens": 8}

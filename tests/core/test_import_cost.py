@@ -49,7 +49,13 @@ def test_an_auditor_needs_no_plugin(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["plugins", "list"], ["plugins", "list", "--json"], ["plugins", "show", "uniform"], ["models", "list"]],
+    [
+        ["plugins", "list"],
+        ["plugins", "list", "--json"],
+        ["plugins", "show", "uniform"],
+        ["models", "list"],
+        ["schema"],
+    ],
 )
 def test_listing_imports_no_heavy_library(arguments: list[str]) -> None:
     assert not modules_after(*arguments) & set(HEAVY)

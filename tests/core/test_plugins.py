@@ -182,13 +182,25 @@ BROKEN = {
     "needs an unknown kind": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n"
         "    yield Component('vote', Options, make, 's', 1, ('judge',))\n",
-        "needs ('judge',) is not a tuple of kinds",
-        "labeler",
+        "needs ('judge',)",
+        "trainer",
     ),
     "needs is nonsense": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n    yield Component('vote', Options, make, 's', 1, 7)\n",
-        "needs 7 is not a tuple of kinds",
-        "labeler",
+        "needs 7",
+        "trainer",
+    ),
+    "needs its own kind": (
+        HEAD + "@hookimpl\ndef cai_register_labelers():\n"
+        "    yield Component('vote', Options, make, 's', 1, ('labeler',))\n",
+        "needs ('labeler',)",
+        "trainer",
+    ),
+    "needs a kind of which there are many": (
+        HEAD + "@hookimpl\ndef cai_register_labelers():\n"
+        "    yield Component('vote', Options, make, 's', 1, ('evaluator',))\n",
+        "needs ('evaluator',)",
+        "trainer",
     ),
     "twice": (labelers("vote", "vote"), "'vote' twice", ""),
     "backend without a model": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from cai_core.plugins import KINDS
 from tiny import embedded_stand_in
-from wheels import ROOT, CleanVenv, build
+from wheels import NOT_SHIPPED, ROOT, CleanVenv, build
 
 EXAMPLE = ROOT / "docs/examples/cai-extras"
 SMALL = [
@@ -51,33 +52,32 @@ def test_an_installed_package_takes_part_by_recipe_alone(venv: CleanVenv, home: 
     venv.cai("plan", "recipe.yaml", cwd=home, check=2, CAI_CACHE=cache)  # not installed: its components are unknown
 
     source = tmp_path / "cai-extras"
-    subprocess.run(["cp", "-r", str(EXAMPLE), str(source)], check=True)
-    venv.install(build("wheel", source, tmp_path / "dist"))
+    shutil.copytree(EXAMPLE, source, ignore=NOT_SHIPPED)
+    venv.install("-e", source)
     both = [("labeler", "ordinal"), ("rl_algorithm", "above_mean")]
     assert components(venv, home, "cai-extras") == both
-    output = venv.cai("run", "recipe.yaml", *SMALL, "--json", cwd=home, CAI_CACHE=cache)
-    record = json.loads(output)
-    used = {stage["id"]: stage for stage in record["stages"]}
-    assert record["status"] in ("ok", "partial")
-    assert {"label", "reward", "rl", "evaluate", "report"} <= used.keys()
+    part = json.loads(venv.cai("run", "recipe.yaml", *SMALL, "--until", "label", "--json", cwd=home, CAI_CACHE=cache))
+    made = [stage["id"] for stage in part["stages"] if stage["status"] == "ok"]
+    assert "label" in made
+    venv.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests"), cwd=tmp_path)
+
+    # The same package from its wheel: what the editable one made is as good as its own, and the rest runs.
+    venv.uninstall("cai-extras")
+    assert components(venv, home, "cai-extras") == []
+    venv.install(build("wheel", source, tmp_path / "dist"))
+    assert components(venv, home, "cai-extras") == both
+    where = venv.run("-c", "import cai_extras; print(cai_extras.__file__)", cwd=tmp_path)
+    assert where.startswith(str(venv.folder)), "the wheel and not the folder"
+    record = json.loads(venv.cai("run", "recipe.yaml", *SMALL, "--json", cwd=home, CAI_CACHE=cache))
+    assert record["status"] == "ok"
+    assert {stage["id"] for stage in record["stages"] if stage.get("reused")} == set(made)
+    assert {"reward", "rl", "evaluate", "report"} <= {s["id"] for s in record["stages"] if not s.get("reused")}
     (folder,) = (home / "runs").glob("extras-*")
     results = json.loads((folder / "report.json").read_text())
     assert results["labels"]["n"] == 4
     parts = json.dumps(results["provenance"]["components"])
     assert "cai-extras/ordinal" in parts
     assert "cai-extras/above_mean" in parts
-
-    # The same package, editable: the same components, so that nothing has to be made again.
-    venv.uninstall("cai-extras")
-    assert components(venv, home, "cai-extras") == []
-    venv.install("-e", source)
-    assert components(venv, home, "cai-extras") == both
-    assert "nothing was run again" in venv.cai("run", "recipe.yaml", *SMALL, cwd=home, CAI_CACHE=cache)
-    again = [*SMALL[:-1], "rl={name: above_mean, samples: 4, max_new_tokens: 6}"]
-    record = json.loads(venv.cai("run", "recipe.yaml", *again, "--json", cwd=home, CAI_CACHE=cache))
-    assert "rl" in [stage["id"] for stage in record["stages"] if not stage.get("reused")]
-    # and its own tests
-    venv.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(source / "tests"), cwd=tmp_path)
 
 
 def test_no_file_of_the_project_knows_the_example() -> None:
@@ -126,6 +126,13 @@ def test_every_kind_of_new_package_installs_passes_its_tests_and_runs(
     for name in names:
         done = subprocess.run(ruff, cwd=tmp_path / name, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\n[mypy-torch.*,transformers.*]\nfollow_imports = skip\nignore_missing_imports = true\n"
+    )
+    mypy = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini"]
+    sources = [str(next((tmp_path / name / "src").rglob("plugin.py"))) for name in names]
+    done = subprocess.run([*mypy, *sources], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
     venv.install(*(part for name in names for part in ("-e", tmp_path / name)))
     tests = [str(tmp_path / name / "tests") for name in names]
     options = ["-q", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib"]
@@ -141,11 +148,44 @@ def test_every_kind_of_new_package_installs_passes_its_tests_and_runs(
         venv.uninstall(name)
 
 
+@pytest.mark.timeout(600)
+def test_a_broken_neighbour_disturbs_nobody_and_is_named_where_it_matters(
+    venv: CleanVenv, home: Path, tmp_path: Path
+) -> None:
+    """A package that fails when it is imported, and a sound one that nobody chose: same plan, same digests, a run that
+    goes through, in the workers too. --strict-plugins makes it fatal; switched off it is not imported."""
+    cache = str(home / "cache")
+    arguments = ("quickstart", *SMALL[:-2])
+    before = json.loads(venv.cai("plan", *arguments, "--json", cwd=home, CAI_CACHE=cache))
+    for name in ("aaa-broken", "zzz-sound"):
+        venv.cai("plugins", "new", name, "--kind", "labeler", cwd=tmp_path)
+    plugin = tmp_path / "aaa-broken/src/aaa_broken/plugin.py"
+    plugin.write_text("import no_such_module\n" + plugin.read_text())
+    venv.install("-e", tmp_path / "aaa-broken", "-e", tmp_path / "zzz-sound")
+    after = json.loads(venv.cai("plan", *arguments, "--json", cwd=home, CAI_CACHE=cache))
+    assert (before["run_id"], [s["digest"] for s in before["stages"]]) == (
+        after["run_id"],
+        [s["digest"] for s in after["stages"]],
+    )
+    assert "Status: ok" in venv.cai("run", *arguments, "--until", "pairs", cwd=home, CAI_CACHE=cache)
+    assert "aaa-broken:aaa_broken" in venv.cai("plugins", "list", cwd=home)
+    assert "Install what provides the module 'no_such_module'" in venv.cai("plugins", "doctor", cwd=home, check=1)
+    venv.cai("plan", *arguments, "--strict-plugins", cwd=home, check=1, CAI_CACHE=cache)
+    venv.cai("plan", *arguments, "--strict-plugins", cwd=home, CAI_CACHE=cache, CAI_DISABLE_PLUGINS="aaa-broken")
+    disabled = ("-o", "plugins.disable=[aaa-broken]")
+    venv.cai("plan", *arguments, *disabled, "--strict-plugins", cwd=home, CAI_CACHE=cache)
+    for requirement, code in (("zzz-sound>=0.1,<1", 0), ("zzz-sound>=2", 2), ("no-such-package", 2), ("??", 2)):
+        line = f"plugins.require=['{requirement}']"
+        venv.cai("plan", *arguments, "-o", line, cwd=home, check=code, CAI_CACHE=cache)
+    venv.uninstall("aaa-broken")
+    venv.uninstall("zzz-sound")
+
+
 class Author:
     """Follows the tutorial to the letter: commands, files and changes in the order of the page."""
 
-    def __init__(self, venv: CleanVenv, folder: Path, cache: Path) -> None:
-        self.venv, self.folder, self.cache = venv, folder, str(cache)
+    def __init__(self, venv: CleanVenv, folder: Path, home: Path) -> None:
+        self.venv, self.folder, self.home = venv, folder, home
         self.said: list[str] = []
 
     def follow(self, page: str) -> None:
@@ -181,13 +221,14 @@ class Author:
             self.said.append(said)
         else:
             assert words[0] == "cai", line
-            more = SMALL[:-2] if words[1] in ("run", "plan") else []
-            self.said.append(self.venv.cai(*words[1:], *more, cwd=self.folder, CAI_CACHE=self.cache))
+            # In a store that has the stages before the labels already.
+            more = [*SMALL[:-2], "--store", str(self.home / ".cai/store")] if words[1] in ("run", "plan") else []
+            self.said.append(self.venv.cai(*words[1:], *more, cwd=self.folder, CAI_CACHE=str(self.home / "cache")))
 
 
 @pytest.mark.timeout(600)
 def test_the_tutorial_of_the_first_plugin(venv: CleanVenv, home: Path, tmp_path: Path) -> None:
-    author = Author(venv, tmp_path, home / "cache")
+    author = Author(venv, tmp_path, home)
     author.follow((ROOT / "docs/tutorial/first-plugin.md").read_text(encoding="utf-8"))
     new, _, listed, shown, passed, failed, planned, ran = author.said
     assert "cai run quickstart -o label.labeler=cai_engages" in new

@@ -44,28 +44,6 @@ def grpo(**options: Any) -> GRPOOptions:
     return GRPOOptions(**{**small, "learning_rate": 1e-2, "beta": 0.0, **options})
 
 
-def test_grpo_raises_a_scripted_reward(model: Path, tmp_path: Path) -> None:
-    result = make_grpo(grpo(steps=25), Context(tmp_path / "w")).train(model, PROMPTS, LetterE(), tmp_path / "out")
-    assert result.metrics["reward_second_half"] > 1.5 * result.metrics["reward_first_half"]
-    assert [row["step"] for row in result.curve] == [float(i + 1) for i in range(25)]
-    assert all(math.isfinite(value) for row in result.curve for value in row.values())
-
-
-def test_grpo_at_learning_rate_zero_leaves_the_policy(model: Path, tmp_path: Path) -> None:
-    for name, options in (("full", grpo(learning_rate=0, steps=2)), ("lora", grpo(learning_rate=0, steps=2))):
-        make_grpo(options, Context(tmp_path / f"w{name}")).train(model, PROMPTS, LetterE(), tmp_path / name)
-        assert same(model, tmp_path / name)
-
-
-def test_grpo_goes_on_exactly_after_an_interruption(model: Path, tmp_path: Path) -> None:
-    options = grpo(steps=6, save_steps=2, learning_rate=1e-3)
-    make_grpo(options, Context(tmp_path / "whole")).train(model, PROMPTS, LetterE(), tmp_path / "a")
-    with pytest.raises(Interrupted):
-        make_grpo(options, Context(tmp_path / "cut", stop_at=3)).train(model, PROMPTS, LetterE(), tmp_path / "b")
-    make_grpo(options, Context(tmp_path / "cut")).train(model, PROMPTS, LetterE(), tmp_path / "b")
-    assert same(tmp_path / "a", tmp_path / "b")
-
-
 def test_grpo_says_what_does_not_fit(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not divide"):
         make_grpo(grpo(micro_batch=5), Context(tmp_path / "w"))

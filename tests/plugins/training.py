@@ -8,43 +8,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from cai_core.testing import Interrupted, TestContext
 from cai_core.types.records import Conversation, Message
 
 
-class Interrupted(Exception):
-    pass
+def Context(workdir: Path, *, seed: int = 11, stop_at: int | None = None, **parts: Any) -> TestContext:
+    """``parts``: role or kind -> backend or component."""
+    return TestContext(workdir, seed=seed, stop_at=stop_at, backends=parts, components=parts)
 
 
-class Progress:
-    """Records; raises ``Interrupted`` when ``stop_at`` units are done."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-        self.seen: list[tuple[int, int]] = []
-
-    def update(self, done: int, total: int, note: str = "") -> None:
-        self.seen.append((done, total))
-        if done == self.stop_at:
-            raise Interrupted
-
-
-class Context:
-    """A ``StageContext`` for one component."""
-
-    def __init__(self, workdir: Path, *, seed: int = 11, stop_at: int | None = None, **parts: Any) -> None:
-        self.seed = seed
-        self.workdir = workdir
-        self.device = "cpu"
-        self.constitution: Any = None
-        self.progress = Progress(stop_at)
-        self.parts = parts
-        workdir.mkdir(parents=True, exist_ok=True)
-
-    def backend(self, role: str) -> Any:
-        return self.parts[role]
-
-    def component(self, kind: str) -> Any:
-        return self.parts[kind]
+__all__ = ["Context", "Interrupted", "distance", "same", "turns", "weights"]
 
 
 def turns(*texts: str) -> Conversation:

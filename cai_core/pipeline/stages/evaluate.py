@@ -103,6 +103,12 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
             )
         for metric in evaluation.evaluator.summarise(rows):
             metrics.append({"evaluator": name, **asdict(metric), "per_item": dict(metric.per_item)})
+    if job.spec.kind == "audit" and not any(metric["id"] == "audit.accuracy" for metric in metrics):
+        (name,) = (spec["id"] for spec, _ in evaluations)
+        raise PluginError(
+            f"{name} cannot audit a judge: it reports no metric 'audit.accuracy'",
+            hint="name another evaluator under label.audit, or null",
+        )
     write_table(folder / "rows.parquet", EVAL_ROWS, table)
     try:
         canonical(metrics)
