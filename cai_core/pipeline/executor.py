@@ -147,7 +147,10 @@ class LocalExecutor:
                 raise PluginError(f"a result came back for {name!r}, which was not asked for or has one already")
             unit = todo.pop(name)
             row = Row(keys[name], name, outcome.payload, outcome.failure)
-            ledger.append([row])
+            try:
+                ledger.append([row])
+            except (TypeError, ValueError) as error:
+                raise PluginError(f"the result for {name!r} is not JSON: {error}") from error
             tally.add(row, fresh=True)
             ready.extend(stage.follow(unit, row))
             progress.update(tally.ran + tally.reused, max(total, tally.ran + tally.reused))

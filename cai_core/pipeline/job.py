@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from cai_core.store.canonical import derive_seed
 from cai_core.store.ledger import SQLiteLedger
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution, Principle
+from cai_core.types.prompts import Prompt
 
 SCHEMA_VERSION = 1
 
@@ -164,6 +166,19 @@ class Job:
                 hint=f"give at least one principle a `{text}`",
             )
         return found
+
+    def draw(
+        self, principles: Sequence[Principle], prompt: Prompt, step: str, index: int, rng: random.Random
+    ) -> tuple[Principle, ...]:
+        """What the principle sampler draws. Raises ``PluginError`` unless it is some of ``principles``."""
+        drawn = self.component("principle_sampler").sample(principles, prompt=prompt, step=step, index=index, rng=rng)
+        if not isinstance(drawn, tuple) or not drawn or any(principle not in principles for principle in drawn):
+            name = self.component_spec("principle_sampler")["id"]
+            raise PluginError(
+                f"the sampler returned {drawn!r:.200}, not a tuple of at least one of the given principles",
+                where=f"principle_sampler {name}",
+            )
+        return drawn
 
     def unit_seed(self, *identity: Any) -> int:
         """The seed of a unit, from the run's seed and the unit's identity alone."""

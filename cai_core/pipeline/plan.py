@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from cai_core.constitution import load_constitution
-from cai_core.errors import CAIError, UserError, UserErrors
+from cai_core.errors import CAIError, PluginError, UserError, UserErrors
 from cai_core.pipeline.components import Resolver, build_component
 from cai_core.pipeline.graph import Graph, Stage, build_graph, identity_digest
 from cai_core.pipeline.models import ExternalModel, locate
@@ -20,7 +20,7 @@ from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifacts
 from cai_core.store.canonical import derive_seed, digest
 from cai_core.types.principles import Constitution
-from cai_core.types.prompts import Prompt, PromptSource
+from cai_core.types.prompts import Prompt, PromptKind, PromptSource, Split
 
 T = TypeVar("T")
 
@@ -157,8 +157,25 @@ def _collect(problems: list[UserError], action: Callable[[], T], where: str) -> 
 
 
 def _load_prompts(registry: Registry, spec: dict[str, Any], context: _PromptContext) -> Sequence[Prompt]:
-    source: PromptSource = build_component(registry, spec, context)
-    return source.load()
+    where = f"prompts {spec['id']}"
+    try:
+        source: PromptSource = build_component(registry, spec, context)
+        prompts = list(source.load())
+    except CAIError:
+        raise
+    except Exception as error:
+        hint = "a fault of this plugin; 'cai --debug ...' prints the traceback"
+        raise PluginError(f"{type(error).__name__}: {error}", where=where, hint=hint) from error
+    for prompt in prompts:
+        if not isinstance(prompt, Prompt):
+            raise PluginError(f"it gave {type(prompt).__name__}, not Prompt", where=where)
+        if prompt.kind not in get_args(PromptKind) or prompt.split not in get_args(Split):
+            raise PluginError(
+                f"the prompt {prompt.id!r} has kind {prompt.kind!r} and split {prompt.split!r}",
+                where=where,
+                hint=f"kinds: {', '.join(get_args(PromptKind))}; splits: {', '.join(get_args(Split))}",
+            )
+    return prompts
 
 
 def _checked_prompts(

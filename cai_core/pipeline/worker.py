@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserErrors
+from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, PluginError, UserErrors
 from cai_core.pipeline.job import Job, JobSpec
 from cai_core.plugins import load_plugins
 from cai_core.registry import Registry
@@ -38,9 +38,13 @@ def main(arguments: list[str]) -> int:
     def emit(event: dict[str, Any]) -> None:
         events.write(json.dumps(event, allow_nan=False) + "\n")
 
+    spec: JobSpec | None = None
     try:
-        run_job(JobSpec.read(Path(arguments[0])), emit)
+        spec = JobSpec.read(Path(arguments[0]))
+        run_job(spec, emit)
     except CAIError as error:
+        if isinstance(error, PluginError) and not error.where:
+            error.where = _stage(spec)
         problems = error.problems if isinstance(error, UserErrors) else [error]
         emit({"event": "error", "code": error.exit_code, "problems": [_described(item) for item in problems]})
         traceback.print_exc()
@@ -49,7 +53,7 @@ def main(arguments: list[str]) -> int:
         emit({"event": "error", "code": Cancelled.exit_code, "problems": [_described(Cancelled("stopped"))]})
         return Cancelled.exit_code
     except BaseException as error:
-        emit({"event": "error", "code": 1, "problems": [_described(_translated(error))]})
+        emit({"event": "error", "code": 1, "problems": [_described(_translated(error, spec))]})
         traceback.print_exc()
         return 1
     return 0
@@ -111,7 +115,7 @@ def _no_space(where: str) -> EnvironmentProblem:
     return EnvironmentProblem("no space left on the disk", where=where, hint=hint)
 
 
-def _translated(error: BaseException) -> CAIError:
+def _translated(error: BaseException, spec: JobSpec | None) -> CAIError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return _no_space(str(error.filename or ""))
     text = str(error)
@@ -119,7 +123,28 @@ def _translated(error: BaseException) -> CAIError:
         return _no_space("")
     if isinstance(error, MemoryError):
         return EnvironmentProblem("out of memory", hint="use smaller batches or a smaller model")
-    return CAIError(f"{type(error).__name__}: {text}", hint="the stage's log has the traceback")
+    hint = "the stage's log has the traceback"
+    if spec is not None and (plugin := _plugin_of(error, spec)):
+        return PluginError(f"{type(error).__name__}: {text}", where=plugin, hint=f"a fault of this plugin; {hint}")
+    return CAIError(f"{type(error).__name__}: {text}", where=_stage(spec), hint=hint)
+
+
+def _stage(spec: JobSpec | None) -> str:
+    """The stage with its components, for errors that say no more."""
+    return "" if spec is None else f"stage {spec.stage_id} ({', '.join(part['id'] for part in spec.components)})"
+
+
+def _plugin_of(error: BaseException, spec: JobSpec) -> str:
+    """The component of the stage in whose package the error came up, as far as the traceback tells; "" if none."""
+    used = {(part["kind"], part["id"]) for part in spec.components}
+    offers = [offer for offer in load_plugins(disable=spec.disabled_plugins).offers if (offer.kind, offer.id) in used]
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        for offer in offers:
+            package = offer.origin.rpartition(".")[0] or offer.origin
+            if module == offer.origin or module.startswith(f"{package}."):
+                return f"{offer.kind} {offer.id} ({offer.distribution} {offer.version}, plugin {offer.plugin_id})"
+    return ""
 
 
 def _described(error: CAIError) -> dict[str, Any]:

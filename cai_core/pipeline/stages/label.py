@@ -26,7 +26,6 @@ class _Label:
         self.job = job
         self.pairs = rows
         self.labeler = job.component("labeler")
-        self.sampler = job.component("principle_sampler")
         self.principles = job.principles("comparison")
         self.rows: dict[str, Row] = {}
         self.drawn: dict[str, list[str]] = {}
@@ -36,7 +35,7 @@ class _Label:
             messages = conversation(pair["prompt"])
             prompt = Prompt(pair["id"], messages)
             rng = random.Random(self.job.unit_seed("principle", pair["id"], "label"))
-            drawn = self.sampler.sample(self.principles, prompt=prompt, step="comparison", index=0, rng=rng)
+            drawn = self.job.draw(self.principles, prompt, "comparison", 0, rng)
             self.drawn[pair["id"]] = [p.id for p in drawn]
             seed = self.job.unit_seed("label", pair["id"])
             comparison = Comparison(pair["id"], messages, pair["a"], pair["b"], tuple(drawn), seed)

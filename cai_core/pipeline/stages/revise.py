@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import UnitError, UserError
+from cai_core.errors import PluginError, UnitError, UserError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import (
@@ -30,7 +30,7 @@ from cai_core.types.backend import GenerateRequest
 from cai_core.types.critique import CritiqueTemplate
 from cai_core.types.principles import Principle
 from cai_core.types.prompts import Prompt
-from cai_core.types.records import Message, UnitFailure
+from cai_core.types.records import Message, ModelInput, UnitFailure
 
 
 @dataclass(slots=True)
@@ -59,7 +59,6 @@ class _Revise:
         self.sampling = sampling_from(self.settings["sampling"])
         self.template: CritiqueTemplate = job.component("critique_template")
         self.reader = job.component_identity("critique_template")
-        self.sampler = job.component("principle_sampler")
         self.principles = job.principles("revision")
         self.chains: list[_Chain] = []
         for prompt in prompts:
@@ -115,9 +114,7 @@ class _Revise:
     def _round(self, chain: _Chain) -> Unit[_Step]:
         number = len(chain.rounds)
         rng = random.Random(self.job.unit_seed("principle", chain.prompt.id, "revise", number))
-        (principle, *_) = self.sampler.sample(
-            self.principles, prompt=chain.prompt, step="critique", index=number, rng=rng
-        )
+        (principle, *_) = self.job.draw(self.principles, chain.prompt, "critique", number, rng)
         entry = {
             "principle_id": principle.id,
             "critique_request": principle.critique,
@@ -149,6 +146,11 @@ class _Revise:
 
     def _unit(self, chain: _Chain, kind: str, name: str, model_input: Any, parent: str = "") -> Unit[_Step]:
         model_input = model_input or self.template.answer(chain.prompt.messages)
+        if not isinstance(model_input, ModelInput):
+            raise PluginError(
+                f"it returned {type(model_input).__name__}, not ModelInput",
+                where=f"critique_template {self.job.component_spec('critique_template')['id']}",
+            )
         unit = generation_unit(
             self.job, "generator", name, model_input, self.sampling, reader=self.reader, parent=parent
         )

@@ -51,7 +51,9 @@ def run_rl(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _finish(folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:
-    if not any((folder / "model").iterdir()):
+    if not isinstance(result, TrainResult):
+        raise PluginError(f"the training component returned {type(result).__name__}, not TrainResult")
+    if not (folder / "model").is_dir() or not any((folder / "model").iterdir()):
         raise PluginError("the training component wrote no model")
     record = {
         "metrics": {k: float(v) for k, v in result.metrics.items()},
