@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -167,15 +168,17 @@ def option_rows(model: type[BaseModel], prefix: str = "") -> list[dict[str, Any]
                 "execution": isinstance(extra, dict) and EXECUTION.items() <= extra.items(),
             }
         )
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += option_rows(field.annotation, f"{shown}.")
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                rows += option_rows(inner, f"{shown}.")
     return rows
 
 
 def _type_name(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else ""
-    text = text or str(annotation).replace("typing.", "").replace("pathlib.", "").replace("collections.abc.", "")
+    # Without the modules of names, and with what stands in quotes as it is.
+    text = text or re.sub(r"('[^']*')|\b(?:\w+\.)+(\w+)", lambda match: match[1] or match[2], str(annotation))
     limits = [
         f"{sign}{getattr(limit, key)}"
         for limit in field.metadata
