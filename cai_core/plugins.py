@@ -27,6 +27,7 @@ import pluggy
 from cai_core import __version__, hookspecs
 from cai_core.errors import PluginError
 from cai_core.hookspecs import HOOKSPEC_VERSION, PROJECT
+from cai_core.recipe import ROLES
 from cai_core.types.backend import Backend
 from cai_core.types.component import Component
 from cai_core.types.critique import CritiqueTemplate
@@ -411,6 +412,8 @@ def _check_component(kind: Kind, component: Any) -> None:
     if type(component.revision) is not int or component.revision < 1:
         raise _Refused(f"{what}: revision {component.revision!r} is not a whole number from 1", "The first is 1.")
     needs: Any = component.needs
+    if not isinstance(component.roles, (tuple, list)) or not all(role in ROLES for role in component.roles):
+        raise _Refused(f"{what}: roles {component.roles!r}", f"Give a tuple of roles: {', '.join(ROLES)}.")
     allowed = [name for name in INJECTED if name != kind.name]
     if not isinstance(needs, (tuple, list)) or not all(need in allowed for need in needs):
         raise _Refused(f"{what}: needs {needs!r}", f"Give a tuple of what can be asked for: {', '.join(allowed)}.")

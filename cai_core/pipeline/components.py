@@ -25,6 +25,7 @@ class ComponentUse:
     options: dict[str, Any]
     identity_options: dict[str, Any]
     needs: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What the digest of a stage covers of it."""
@@ -90,7 +91,14 @@ class Resolver:
             identity.pop("model", None)
         component = offer.component
         return ComponentUse(
-            kind, offer.id, component.revision, offer.version, dumped, identity, tuple(component.needs)
+            kind,
+            offer.id,
+            component.revision,
+            offer.version,
+            dumped,
+            identity,
+            tuple(component.needs),
+            tuple(component.roles),
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:

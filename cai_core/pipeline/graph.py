@@ -193,12 +193,14 @@ class _Builder:
             if recipe.sft is None or not self._needs(kind, latest, "revise"):
                 return None
             uses = self._uses([("trainer", recipe.sft, ("sft",))], recipe)
-            return Stage("", kind, {"revise": latest["revise"]}, self._models(recipe, "sft_base"), uses)
+            models = self._roles(recipe, uses, self._models(recipe, "sft_base"))
+            return Stage("", kind, {"revise": latest["revise"]}, models, uses)
         if kind == "audit":
             if recipe.label is None or recipe.label.audit is None:
                 return None
             uses = self._uses([("evaluator", recipe.label.audit, ("label", "audit"))], recipe)
-            return Stage("", kind, {}, self._models(recipe, "judge"), uses, {"models": ["judge"]})
+            models = self._roles(recipe, uses, self._models(recipe, "judge"))
+            return Stage("", kind, {}, models, uses, {"models": ["judge"]})
         if kind == "pairs":
             if recipe.pairs is None or not self._needs(kind, latest, "prompts"):
                 return None
@@ -216,17 +218,20 @@ class _Builder:
                 ],
                 recipe,
             )
-            return Stage("", kind, {"pairs": latest["pairs"]}, self._models(recipe, "judge"), uses)
+            models = self._roles(recipe, uses, self._models(recipe, "judge"))
+            return Stage("", kind, {"pairs": latest["pairs"]}, models, uses)
         if kind == "reward":
             if recipe.reward is None or not self._needs(kind, latest, "label"):
                 return None
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
-            return Stage("", kind, {"label": latest["label"]}, self._models(recipe, "reward_base"), uses)
+            models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
+            return Stage("", kind, {"label": latest["label"]}, models, uses)
         if recipe.rl is None or not self._needs(kind, latest, "reward"):
             return None
         uses = self._uses([("rl_algorithm", recipe.rl, ("rl",))], recipe, always=("reward_model",))
         inputs = {"prompts": latest["prompts"], "reward": latest["reward"]}
-        return Stage("", kind, inputs, {"policy": self._policy(recipe, latest)}, uses)
+        models = self._roles(recipe, uses, {"policy": self._policy(recipe, latest)})
+        return Stage("", kind, inputs, models, uses)
 
     def _evaluation(
         self, recipe: Recipe, latest: Mapping[str, Mapping[str, str]], trained: Mapping[str, str]
@@ -271,6 +276,7 @@ class _Builder:
                     "an evaluator needs a preference model, and the recipe has no `reward` stage",
                     "add `reward: preference`, or leave that evaluator out",
                 )
+        models = self._roles(recipe, uses, models)
         self._put(Stage("evaluate", "evaluate", inputs, models, uses, {"models": list(wanted)}))
 
     def _uses(
@@ -307,6 +313,15 @@ class _Builder:
         if not name:
             self._problem(("models",), f"no model for the role {role!r}", f"give models.base or models.{role}")
         return {role: self._model(name, ("models", role))}
+
+    def _roles(
+        self, recipe: Recipe, uses: tuple[ComponentUse, ...], models: Mapping[str, ModelUse]
+    ) -> dict[str, ModelUse]:
+        """``models`` of a stage, and those that its components ask for."""
+        result = dict(models)
+        for role in [role for use in uses for role in use.roles if role not in models]:
+            result |= self._models(recipe, role)
+        return result
 
     def _base(self, recipe: Recipe) -> ModelUse:
         name = recipe.models.get("base") or recipe.models.get("sft_base") or next(iter(recipe.models.values()), "")

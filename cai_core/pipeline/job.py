@@ -98,7 +98,10 @@ class Job:
         """See ``StageContext``. Only one is open at a time: two models in memory are rarely wanted, and never fit."""
         if role not in self._backends:
             if role not in self.spec.models:
-                raise PluginError(f"no model in the role {role!r} here; there are {sorted(self.spec.models)}")
+                raise PluginError(
+                    f"a component asked for the model in the role {role!r}; there are {sorted(self.spec.models)}",
+                    hint="its author must name the role in `roles` of Component",
+                )
             for other in self._backends.values():
                 other.close()
             self._backends.clear()

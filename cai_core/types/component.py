@@ -28,6 +28,8 @@ class Component(Generic[P_co]):
     revision: raised by the author whenever the same options give other results; part of every digest.
     needs: kinds of other components that it asks the context for (``context.component(kind)``): the recipe's backend,
         prompts, principle_sampler, critique_template, labeler, trainer or reward_model, and not its own kind.
+    roles: roles of models that it asks the context for (``context.backend(role)``) besides those of its stage, e.g. a
+        reward model that asks the "judge". Whoever needs a component gets the models of its roles too.
     """
 
     name: str
@@ -36,3 +38,4 @@ class Component(Generic[P_co]):
     summary: str
     revision: int = 1
     needs: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cai_core.constitution import load_constitution
 from cai_core.errors import UserError, UserErrors
 from cai_core.pipeline.components import Resolver
 from cai_core.pipeline.graph import Graph, build_graph, identity_digest
-from cai_core.plugins import load_plugins
+from cai_core.plugins import Plugins, load_plugins
 from cai_core.recipe import load_recipe
 from cai_core.registry import Registry
 
@@ -33,11 +34,11 @@ evaluate: [refusal, preference_model]
 """
 
 
-def graph_of(tmp_path: Path, text: str, *overrides: str) -> Graph:
+def graph_of(tmp_path: Path, text: str, *overrides: str, registry: Registry = REGISTRY) -> Graph:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     file = load_recipe(str(path), overrides)
-    return build_graph(file, Resolver(REGISTRY), load_constitution(file.recipe.constitution, file.folder))
+    return build_graph(file, Resolver(registry), load_constitution(file.recipe.constitution, file.folder))
 
 
 def digests(graph: Graph) -> dict[str, str]:
@@ -93,6 +94,29 @@ def test_seed_and_model_change_everything_that_uses_them(tmp_path: Path) -> None
 def test_constitution_changes_only_the_stages_that_read_it(tmp_path: Path) -> None:
     assert {"prompts", "answers[base]"}.isdisjoint(changed(tmp_path, "constitution=harmless"))
     assert {"revise", "audit", "label"} <= changed(tmp_path, "constitution=harmless")
+
+
+def test_what_a_component_asks_for_comes_with_its_models(tmp_path: Path) -> None:
+    """A reward model that asks the judge, and an RL algorithm that needs the labeler: nothing of it is a built-in's
+    privilege."""
+    grpo, preference = REGISTRY.find("rl_algorithm", "grpo"), REGISTRY.find("reward_model", "preference")
+    online = replace(grpo.component, name="online", needs=("labeler", "principle_sampler"))
+    judged = replace(preference.component, name="judged", roles=("judge",))
+    more = (
+        replace(grpo, component=online, id="x/online"),
+        replace(preference, component=judged, id="x/judged"),
+    )
+    registry = Registry(Plugins((*REGISTRY.offers(), *more)))
+    text = FULL.replace("base: org/model", "base: org/model, judge: org/judge")
+    found = {stage.id: stage for stage in graph_of(tmp_path, text, registry=registry).stages}
+    assert set(found["rl"].models) == {"policy"}
+    assert set(found["reward"].models) == {"reward_base"}
+    changed = text.replace("rl: grpo", "rl: online").replace("reward: preference", "reward: judged")
+    found = {stage.id: stage for stage in graph_of(tmp_path, changed, registry=registry).stages}
+    assert found["rl"].models["judge"].name == found["reward"].models["judge"].name == "org/judge"
+    assert {use.kind for use in found["rl"].components} >= {"labeler", "principle_sampler", "reward_model"}
+    assert found["evaluate"].models["judge"].name == "org/judge", "preference_model scores with it"
+    assert found["evaluate"].settings["models"] == ["base", "sft", "rl"], "it is asked and not evaluated"
 
 
 def test_branches_share_what_is_equal(tmp_path: Path) -> None:

@@ -190,6 +190,12 @@ BROKEN = {
         "needs 7",
         "trainer",
     ),
+    "an unknown role": (
+        HEAD + "@hookimpl\ndef cai_register_labelers():\n"
+        "    yield Component('vote', Options, make, 's', 1, (), ('jugde',))\n",
+        "roles ('jugde',)",
+        "judge",
+    ),
     "needs its own kind": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n"
         "    yield Component('vote', Options, make, 's', 1, ('labeler',))\n",

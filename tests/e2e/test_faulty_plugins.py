@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from cai_core.hookspecs import hookimpl
+from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.component import Component
 from cai_core.types.evaluator import EvalRow, EvalUnit, Metric
 from cai_core.types.labeler import Label
@@ -122,6 +123,18 @@ class Reward:
         return [0.0] * len(exchanges)
 
 
+class Asking(Reward):
+    def __init__(self, context):
+        super().__init__("none")
+        self.context = context
+
+    def fit(self, model, preferences, out):
+        request = GenerateRequest("q", ModelInput(text="Is it good?"), Sampling(4), 1)
+        (said,) = self.context.backend("judge").generate([request])
+        assert said.text
+        return super().fit(model, preferences, out)
+
+
 class Template:
     critiques = True
 
@@ -165,7 +178,16 @@ cai_register_prompts = hookimpl(lambda: offer(Prompts), specname="cai_register_p
 cai_register_labelers = hookimpl(lambda: offer(Labeler), specname="cai_register_labelers")
 cai_register_principle_samplers = hookimpl(lambda: offer(Sampler), specname="cai_register_principle_samplers")
 cai_register_evaluators = hookimpl(lambda: offer(Evaluator), specname="cai_register_evaluators")
-cai_register_reward_models = hookimpl(lambda: offer(Reward), specname="cai_register_reward_models")
+
+
+@hookimpl
+def cai_register_reward_models():
+    yield from offer(Reward)
+    make = lambda options, context: Asking(context)
+    yield Component("asking", Options, make, "asks the judge and says so", roles=("judge",))
+    yield Component("silent", Options, make, "asks the judge and does not say so")
+
+
 cai_register_critique_templates = hookimpl(lambda: offer(Template), specname="cai_register_critique_templates")
 cai_register_reporters = hookimpl(lambda: offer(Reporter), specname="cai_register_reporters")
 '''
@@ -258,6 +280,7 @@ FAULTS = {
             "summary raises": "IndexError",
         }.items()
     },
+    "reward=silent": "must name the role in `roles` of Component",
     "label.audit=faulty": "cannot audit a judge",
     "report=[{name: faulty, fault: raises}]": "bad template",
     "report=[{name: faulty, fault: outside}]": "outside",
@@ -269,8 +292,13 @@ def test_a_broken_contract_stops_the_stage_and_names_the_component(override: str
     code, said = cai(home, override)
     assert code == 1, said
     assert FAULTS[override] in said
-    assert "my-faults/faulty" in said, "which component"
+    assert "my-faults/" in said, "which component"
     assert "Traceback" not in said
+
+
+def test_a_component_gets_the_model_that_it_declared(home: Path) -> None:
+    code, said = cai(home, "reward=asking")
+    assert code == 0, said
 
 
 def test_nothing_was_lost_by_all_that(home: Path) -> None:

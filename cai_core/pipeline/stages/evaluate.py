@@ -35,6 +35,9 @@ class _Evaluation:
             if c["id"] == spec["id"] and c["kind"] == "evaluator"
         )
         self.identity = {"evaluator": {**identity, "options": options}, "with": covered}
+        models = job.spec.identity["models"]
+        if roles := {role: models[role] for role in models if role not in given.models}:
+            self.identity["roles"] = roles  # e.g. a judge that an evaluator asks about the models' answers
 
     def initial(self) -> Iterable[Unit[EvalUnit]]:
         for unit in self.units:

@@ -51,5 +51,9 @@ def make_logprob(options: LogprobOptions, context: StageContext) -> Labeler:
 def cai_register_labelers() -> Iterable[Component[Labeler]]:
     """The built-in labelers."""
     yield Component(
-        "logprob", LogprobOptions, make_logprob, "P(A) from the log-probabilities of (A) and (B), both orders averaged"
+        "logprob",
+        LogprobOptions,
+        make_logprob,
+        "P(A) from the log-probabilities of (A) and (B), both orders averaged",
+        roles=("judge",),
     )

@@ -50,7 +50,13 @@ def make_above_mean(options: AboveMeanOptions, context: StageContext) -> RLAlgor
 @hookimpl
 def cai_register_labelers() -> Iterable[Component[Labeler]]:
     """One labeler."""
-    yield Component("ordinal", OrdinalOptions, make_ordinal, 'log-probabilities of "first" and "second", both orders')
+    yield Component(
+        "ordinal",
+        OrdinalOptions,
+        make_ordinal,
+        'log-probabilities of "first" and "second", both orders',
+        roles=("judge",),
+    )
 
 
 @hookimpl
