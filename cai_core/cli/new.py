@@ -43,7 +43,7 @@ src = ["src"]
 README = Template("""\
 # $name
 
-The $kind `$component` for [cai-core](https://pypi.org/project/cai-core/).
+The $kind `$component` for cai-core, Constitutional AI from a recipe.
 
     pip install -e '.[test]'
     pytest                                  # the contract of the kind, see cai_core.testing
@@ -99,7 +99,7 @@ SETTINGS = {
 
 @click.command("new")
 @click.argument("name")
-@click.option("--kind", required=True, help="What it is to be: labeler, rl_algorithm, evaluator, ...")
+@click.option("--kind", required=True, metavar="KIND", help=f"What it is to be: {', '.join(WHERE)}.")
 @click.option("--into", type=click.Path(path_type=Path, file_okay=False), default=".", help="Folder to make it in.")
 def command(name: str, kind: str, into: Path) -> None:
     """Make the package NAME with one component of a kind: it installs, passes its tests and works in a recipe."""

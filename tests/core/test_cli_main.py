@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from cai_core.cli import main as main_module
 from cai_core.cli.main import COMMANDS, cli, main
 from cai_core.cli.terminal import clean, columns
 from cai_core.errors import Cancelled, EnvironmentProblem, UserError, UserErrors
+from cai_core.plugins import KINDS
 
 
 @pytest.fixture
@@ -211,3 +213,9 @@ def test_a_model_that_asks_is_not_fetched_where_nobody_can_answer(tmp_path: Path
     assert "state no licence" in done.stderr
     assert "--yes" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_of_plugins_new_names_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "new", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert [kind for kind in KINDS if not re.search(rf"\b{kind}\b", said)] == []
