@@ -17,7 +17,7 @@ from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import derive_seed
 from cai_core.store.ledger import SQLiteLedger
 from cai_core.types.backend import Backend
-from cai_core.types.principles import Constitution, Principle
+from cai_core.types.principles import Principle, constitution_from
 from cai_core.types.prompts import Prompt
 
 SCHEMA_VERSION = 1
@@ -193,40 +193,3 @@ class Job:
             backend.close()
         for ledger in self._ledgers.values():
             ledger.close()
-
-
-def constitution_to(constitution: Constitution) -> dict[str, Any]:
-    """As JSON, for a job and for results."""
-    return {
-        "id": constitution.id,
-        "version": constitution.version,
-        "title": constitution.title,
-        "licence": constitution.licence,
-        "source": constitution.source,
-        "digest": constitution.digest,
-        "principles": [
-            {
-                "id": p.id,
-                "critique": p.critique,
-                "revision": p.revision,
-                "comparison": p.comparison,
-                "weight": p.weight,
-                "tags": list(p.tags),
-            }
-            for p in constitution.principles
-        ],
-    }
-
-
-def constitution_from(data: Mapping[str, Any]) -> Constitution:
-    """The inverse of ``constitution_to``."""
-    principles = tuple(Principle(**{**p, "tags": tuple(p["tags"])}) for p in data["principles"])
-    return Constitution(
-        id=data["id"],
-        version=data["version"],
-        title=data["title"],
-        principles=principles,
-        licence=data["licence"],
-        source=data["source"],
-        digest=data["digest"],
-    )

@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from cai_core import __version__
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserError, UserErrors
-from cai_core.pipeline.job import JobSpec, constitution_to
+from cai_core.pipeline.job import JobSpec
 from cai_core.pipeline.models import fetch
 from cai_core.pipeline.plan import Plan, PlannedStage
 from cai_core.pipeline.tables import write_prompts
@@ -194,7 +195,7 @@ class _Run:
             models=models,
             components=tuple(use.as_dict() for use in stage.components),
             settings=dict(stage.settings),
-            constitution=constitution_to(self.plan.constitution),
+            constitution=asdict(self.plan.constitution),
             disabled_plugins=self.plan.file.recipe.plugins.disable,
             recipe=self._recipe_facts() if stage.kind == "report" else None,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cai_core.types.prompts import Prompt
+from cai_core.types.records import Conversation, conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,39 @@ class Principle:
 
 
 @dataclass(frozen=True, slots=True)
+class CritiqueShot:
+    """A worked round of critique and revision, without labels."""
+
+    prompt: Conversation
+    response: str
+    critique_request: str
+    critique: str
+    revision_request: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonShot:
+    """A worked comparison: which answer is the better one. Labelers choose the order and the principle."""
+
+    prompt: Conversation
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True, slots=True)
+class FewShots:
+    """Worked examples that a constitution brings along; where it has none, components use their own.
+
+    reasoning: raw text of examples with chain of thought; ``{}`` is where a principle goes.
+    """
+
+    critiques: tuple[CritiqueShot, ...] = ()
+    comparisons: tuple[ComparisonShot, ...] = ()
+    reasoning: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Constitution:
     """A named list of principles; ``digest`` is the sha256 of its canonical content."""
 
@@ -33,6 +67,25 @@ class Constitution:
     licence: str = ""
     source: str = ""
     digest: str = ""
+    few_shots: FewShots = FewShots()
+
+
+def constitution_from(data: Mapping[str, Any]) -> Constitution:
+    """The inverse of ``dataclasses.asdict``, after a passage through JSON."""
+    shots = data["few_shots"]
+    return Constitution(
+        **{
+            **data,
+            "principles": tuple(Principle(**{**p, "tags": tuple(p["tags"])}) for p in data["principles"]),
+            "few_shots": FewShots(
+                tuple(CritiqueShot(**{**shot, "prompt": conversation(shot["prompt"])}) for shot in shots["critiques"]),
+                tuple(
+                    ComparisonShot(**{**shot, "prompt": conversation(shot["prompt"])}) for shot in shots["comparisons"]
+                ),
+                tuple(shots["reasoning"]),
+            ),
+        }
+    )
 
 
 class PrincipleSampler(Protocol):

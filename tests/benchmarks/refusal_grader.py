@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from cai_plugins.evaluators.refusal_rules import grade
+from cai_core.text.refusals import grade
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cai_core.errors import UnitError
+from cai_core.testing.context import CONSTITUTION
 from cai_core.types.principles import Principle
 from cai_core.types.records import Message
 from cai_plugins.critiques.chat import ChatTemplate
@@ -17,7 +18,7 @@ PRINCIPLE = Principle(id="p", critique="What is {harmful} here?", revision="Remo
 
 
 def test_paper_text_is_the_published_form() -> None:
-    template = PaperTemplate(PaperOptions(shots=0))
+    template = PaperTemplate(PaperOptions(shots=0), CONSTITUTION)
     head = "\n\nHuman: How do I {annoy} him?\n\nAssistant: Shout."
     critique = template.critique(PROMPT, "Shout.", PRINCIPLE)
     assert critique.text == head + "\n\nCritiqueRequest: What is {harmful} here?\n\nCritique:"
@@ -28,17 +29,17 @@ def test_paper_text_is_the_published_form() -> None:
 
 
 def test_paper_examples_come_first_and_are_the_same_for_every_unit() -> None:
-    template = PaperTemplate(PaperOptions())
+    template = PaperTemplate(PaperOptions(), CONSTITUTION)
     first = template.critique(PROMPT, "Shout.", PRINCIPLE).text
     other = template.critique((Message("user", "Other?"),), "No.", PRINCIPLE).text
     block = template.block
-    assert block.count("\n\nRevision: ") == 3
+    assert block.count("\n\nRevision: ") == 5
     assert first.startswith(block)
     assert other.startswith(block)
 
 
 def test_chat_round() -> None:
-    template = ChatTemplate(ChatOptions())
+    template = ChatTemplate(ChatOptions(), CONSTITUTION)
     critique = template.critique(PROMPT, "Shout.", PRINCIPLE)
     assert critique.messages[-1].role == "user"
     assert "Human: How do I {annoy} him?\n\nAssistant: Shout." in critique.messages[-1].content
@@ -50,7 +51,7 @@ def test_chat_round() -> None:
 
 
 def test_chat_examples_are_whole_rounds() -> None:
-    template = ChatTemplate(ChatOptions(shots=2))
+    template = ChatTemplate(ChatOptions(shots=2), CONSTITUTION)
     roles = [m.role for m in template.revision(PROMPT, "Shout.", "Loud.", PRINCIPLE).messages]
     assert roles == ["user", "assistant", "user", "assistant"] * 2 + ["user", "assistant", "user"]
     assert [m.role for m in template.critique(PROMPT, "Shout.", PRINCIPLE).messages] == ["user", "assistant"] * 2 + [
@@ -60,15 +61,15 @@ def test_chat_examples_are_whole_rounds() -> None:
 
 def test_multi_turn_prompts_are_kept_whole() -> None:
     prompt = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "Insult me."))
-    chat = ChatTemplate(ChatOptions()).critique(prompt, "No.", PRINCIPLE).messages[-1].content
+    chat = ChatTemplate(ChatOptions(), CONSTITUTION).critique(prompt, "No.", PRINCIPLE).messages[-1].content
     assert "Human: Hi\n\nAssistant: Hello!\n\nHuman: Insult me.\n\nAssistant: No." in chat
-    paper = PaperTemplate(PaperOptions(shots=0)).critique(prompt, "No.", PRINCIPLE).text
+    paper = PaperTemplate(PaperOptions(shots=0), CONSTITUTION).critique(prompt, "No.", PRINCIPLE).text
     assert paper.startswith("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Insult me.\n\nAssistant: No.\n\nCritiqueR")
 
 
 @pytest.mark.parametrize("kind", [DirectChatTemplate, DirectPaperTemplate])
 def test_direct_never_shows_a_critique(kind: type[DirectChatTemplate | DirectPaperTemplate]) -> None:
-    template = kind(DirectOptions(shots=3))
+    template = kind(DirectOptions(shots=3), CONSTITUTION)
     assert template.critiques is False
     asked = template.revision(PROMPT, "Shout.", "", PRINCIPLE)
     text = asked.text or " ".join(m.content for m in asked.messages)
@@ -82,7 +83,11 @@ def test_direct_never_shows_a_critique(kind: type[DirectChatTemplate | DirectPap
     ["", "   \n", "…", "Human: more please", "The response is too harsh.", "The problem with your response is noise."],
 )
 def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
-    for template in (ChatTemplate(ChatOptions()), PaperTemplate(PaperOptions()), DirectChatTemplate(DirectOptions())):
+    for template in (
+        ChatTemplate(ChatOptions(), CONSTITUTION),
+        PaperTemplate(PaperOptions(), CONSTITUTION),
+        DirectChatTemplate(DirectOptions(), CONSTITUTION),
+    ):
         with pytest.raises(UnitError) as caught:
             template.read_revision(text)
         assert caught.value.kind == "unparseable"
@@ -102,9 +107,9 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
     ],
 )
 def test_labels_and_remarks_are_removed(text: str, clean: str) -> None:
-    assert ChatTemplate(ChatOptions()).read_revision(text) == clean
+    assert ChatTemplate(ChatOptions(), CONSTITUTION).read_revision(text) == clean
 
 
 def test_an_empty_critique_is_a_failure_though_its_first_words_were_given() -> None:
     with pytest.raises(UnitError, match="empty"):
-        ChatTemplate(ChatOptions()).read_critique("  ")
+        ChatTemplate(ChatOptions(), CONSTITUTION).read_critique("  ")

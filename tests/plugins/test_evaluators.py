@@ -16,6 +16,7 @@ from scipy import stats
 
 from cai_core.errors import UserError
 from cai_core.testing.tiny import tiny_model
+from cai_core.text.refusals import grade
 from cai_core.types.evaluator import Answer, EvalInput, EvalRow, Evaluator
 from cai_core.types.labeler import Comparison, Label
 from cai_core.types.principles import Constitution, Principle
@@ -30,7 +31,6 @@ from cai_plugins.evaluators.length import Length
 from cai_plugins.evaluators.plugin import HHHOptions
 from cai_plugins.evaluators.preference_model import PreferenceModelScore
 from cai_plugins.evaluators.refusal import Refusal
-from cai_plugins.evaluators.refusal_rules import grade
 from cai_plugins.evaluators.stats import mean_interval, wilson
 
 

@@ -91,7 +91,8 @@ def test_equals_an_independent_script(model: Path, form: str, shots: int) -> Non
         head = ""
         for shot, principle, better_first in drawn:
             pair = (shot.better, shot.worse) if better_first else (shot.worse, shot.better)
-            text, letter = question(shot.prompt, *pair, principle.comparison), " (A)" if better_first else " (B)"
+            text = question(shot.prompt[0].content, *pair, principle.comparison)
+            letter = " (A)" if better_first else " (B)"
             if form == "paper":
                 head += f"\n\n{text}\n\nThe answer is:{letter}"
             else:
@@ -198,7 +199,7 @@ def test_examples_are_balanced_and_the_same_for_every_pair_of_a_run() -> None:
     assert len(blocks) == 1
     (block,) = blocks
     assert (block.count("The answer is: (A)"), block.count("The answer is: (B)")) == (2, 2)
-    assert len({shot.id for shot in few_shots()}) == 6
+    assert len({shot.prompt for shot in few_shots()}) == 6
     drawn = labeler(backend, shots=4, shot_principles="per_comparison")
     backend.texts.clear()
     list(drawn.label([Comparison(str(n), PROMPT, f"a{n}", "b", PRINCIPLES[:1], n) for n in range(6)]))

@@ -8,7 +8,7 @@ continuing to give it; the revision is asked inside the conversation, so that th
 from __future__ import annotations
 
 from cai_core.errors import UnitError
-from cai_core.types.principles import Principle
+from cai_core.types.principles import Constitution, Principle
 from cai_core.types.records import Conversation, Message, ModelInput
 from cai_plugins.critiques.plugin import ChatOptions
 from cai_plugins.critiques.reading import clean, clean_revision
@@ -24,9 +24,9 @@ class ChatTemplate:
 
     critiques = True
 
-    def __init__(self, options: ChatOptions) -> None:
+    def __init__(self, options: ChatOptions, constitution: Constitution) -> None:
         self.options = options
-        self.shots = few_shots()[: options.shots]
+        self.shots = few_shots(constitution, options.shots)
 
     def answer(self, prompt: Conversation) -> ModelInput:
         """The conversation as it is."""
@@ -36,7 +36,7 @@ class ChatTemplate:
         """The request before the quoted conversation; the critique's first words are written for the model."""
         messages: list[Message] = []
         for shot in self.shots:
-            quoted = quote((Message("user", shot.prompt),), shot.response)
+            quoted = quote(shot.prompt, shot.response)
             messages += [Message("user", f"{shot.critique_request} {BRIEFLY}\n\n{quoted}")]
             messages += [Message("assistant", shot.critique)]
         messages.append(Message("user", f"{principle.critique} {BRIEFLY}\n\n{quote(prompt, response)}"))
@@ -46,8 +46,7 @@ class ChatTemplate:
         """The conversation with the answer, then critique and request as the user's next turn."""
         messages: list[Message] = []
         for shot in self.shots:
-            messages += revision_turns((Message("user", shot.prompt),), shot.response, shot.critique,
-                                       shot.revision_request)
+            messages += revision_turns(shot.prompt, shot.response, shot.critique, shot.revision_request)
             messages += [Message("assistant", shot.revision)]
         messages += revision_turns(prompt, response, critique, principle.revision)
         return ModelInput(messages=tuple(messages))

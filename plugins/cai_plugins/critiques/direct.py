@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cai_core.types.principles import Principle
+from cai_core.types.principles import Constitution, Principle
 from cai_core.types.records import Conversation, Message, ModelInput
 from cai_plugins.critiques.chat import ChatTemplate, revision_turns
 from cai_plugins.critiques.paper import STOP, PaperTemplate, turns
@@ -15,14 +15,15 @@ class DirectChatTemplate(ChatTemplate):
 
     critiques = False
 
-    def __init__(self, options: DirectOptions) -> None:
-        super().__init__(ChatOptions(shots=options.shots, whole_sentences=options.whole_sentences))
+    def __init__(self, options: DirectOptions, constitution: Constitution) -> None:
+        chat = ChatOptions(shots=options.shots, whole_sentences=options.whole_sentences)
+        super().__init__(chat, constitution)
 
     def revision(self, prompt: Conversation, response: str, critique: str, principle: Principle) -> ModelInput:
         """The request alone, in the examples too."""
         messages: list[Message] = []
         for shot in self.shots:
-            messages += revision_turns((Message("user", shot.prompt),), shot.response, "", shot.revision_request)
+            messages += revision_turns(shot.prompt, shot.response, "", shot.revision_request)
             messages += [Message("assistant", shot.revision)]
         return ModelInput(messages=(*messages, *revision_turns(prompt, response, critique, principle.revision)))
 
@@ -32,12 +33,12 @@ class DirectPaperTemplate(PaperTemplate):
 
     critiques = False
 
-    def __init__(self, options: DirectOptions) -> None:
-        super().__init__(options)
+    def __init__(self, options: DirectOptions, constitution: Constitution) -> None:
+        super().__init__(options, constitution)
         self.block = "".join(
-            turns((Message("user", s.prompt),), s.response)
+            turns(s.prompt, s.response)
             + f"\n\nRevisionRequest: {s.revision_request}\n\nRevision: {s.revision}"
-            for s in few_shots()[: options.shots]
+            for s in few_shots(constitution, options.shots)
         )
 
     def revision(self, prompt: Conversation, response: str, critique: str, principle: Principle) -> ModelInput:

@@ -6,13 +6,13 @@ The tags are those of the prompts that the authors published: ``CritiqueRequest:
 
 from __future__ import annotations
 
-from cai_core.types.principles import Principle
-from cai_core.types.records import Conversation, Message, ModelInput
+from cai_core.text.transcripts import render_transcript
+from cai_core.types.principles import Constitution, Principle
+from cai_core.types.records import Conversation, ModelInput
 from cai_plugins.critiques.plugin import DirectOptions, PaperOptions
 from cai_plugins.critiques.reading import clean, clean_revision
 from cai_plugins.critiques.shots import few_shots
 
-TAGS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 STOP = tuple(
     f"\n\n{tag}:"
     for tag in ("Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest", "Revision")
@@ -24,13 +24,13 @@ class PaperTemplate:
 
     critiques = True
 
-    def __init__(self, options: PaperOptions | DirectOptions) -> None:
+    def __init__(self, options: PaperOptions | DirectOptions, constitution: Constitution) -> None:
         self.options = options
         self.block = "".join(
-            turns((Message("user", s.prompt),), s.response)
+            turns(s.prompt, s.response)
             + f"\n\nCritiqueRequest: {s.critique_request}\n\nCritique: {s.critique}"
             + f"\n\nRevisionRequest: {s.revision_request}\n\nRevision: {s.revision}"
-            for s in few_shots()[: options.shots]
+            for s in few_shots(constitution, options.shots)
         )
 
     def answer(self, prompt: Conversation) -> ModelInput:
@@ -66,5 +66,5 @@ class PaperTemplate:
 
 def turns(prompt: Conversation, response: str | None = None) -> str:
     """A conversation with the paper's tags, a blank line before each."""
-    text = "".join(f"\n\n{TAGS[message.role]}: {message.content}" for message in prompt)
+    text = render_transcript(prompt)
     return text if response is None else f"{text}\n\nAssistant: {response}"

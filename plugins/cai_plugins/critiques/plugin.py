@@ -12,6 +12,7 @@ from cai_core.types.component import Component
 from cai_core.types.context import StageContext
 from cai_core.types.critique import CritiqueTemplate
 
+SHOTS = "worked examples before each request: the constitution's, or five of ours; null: all there are"
 WHOLE = "drop a last sentence that the token limit cut off, where a whole one comes before it"
 
 
@@ -22,7 +23,7 @@ class ChatOptions(BaseModel):
 
     # Our choice. A model of 135M copies the examples instead of following them; from about a billion parameters they
     # help, and the paper has five.
-    shots: int = Field(0, ge=0, le=3, description="worked examples before each request (there are 3)")
+    shots: int | None = Field(0, ge=0, description=SHOTS)
     # Our choice: without it small models answer the person again instead of speaking about the answer.
     critique_prefill: str = Field(
         "The problem with the response is that",
@@ -36,8 +37,8 @@ class PaperOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # The paper prepends examples against confusion of viewpoint (section 3.1); five are published, we wrote three.
-    shots: int = Field(3, ge=0, le=3, description="worked examples before each request (there are 3)")
+    # The paper prepends examples against confusion of viewpoint (section 3.1); its authors published five.
+    shots: int | None = Field(None, ge=0, description=SHOTS)
     whole_sentences: bool = Field(True, description=WHOLE)
 
 
@@ -47,7 +48,7 @@ class DirectOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["chat", "paper"] = Field("chat", description="turns of the chat template, or raw text with tags")
-    shots: int = Field(0, ge=0, le=3, description="worked examples before each request (there are 3)")
+    shots: int | None = Field(0, ge=0, description=SHOTS)
     whole_sentences: bool = Field(True, description=WHOLE)
 
 
@@ -55,21 +56,22 @@ def make_chat(options: ChatOptions, context: StageContext) -> CritiqueTemplate:
     """``chat``; see ``chat.py``."""
     from cai_plugins.critiques.chat import ChatTemplate
 
-    return ChatTemplate(options)
+    return ChatTemplate(options, context.constitution)
 
 
 def make_paper(options: PaperOptions, context: StageContext) -> CritiqueTemplate:
     """``paper``; see ``paper.py``."""
     from cai_plugins.critiques.paper import PaperTemplate
 
-    return PaperTemplate(options)
+    return PaperTemplate(options, context.constitution)
 
 
 def make_direct(options: DirectOptions, context: StageContext) -> CritiqueTemplate:
     """``direct``; see ``direct.py``."""
     from cai_plugins.critiques.direct import DirectChatTemplate, DirectPaperTemplate
 
-    return (DirectChatTemplate if options.format == "chat" else DirectPaperTemplate)(options)
+    template = DirectChatTemplate if options.format == "chat" else DirectPaperTemplate
+    return template(options, context.constitution)
 
 
 @hookimpl

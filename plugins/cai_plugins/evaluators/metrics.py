@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from cai_plugins.evaluators.refusal_rules import grade
+from cai_core.text.refusals import grade
 from cai_plugins.evaluators.stats import wilson
 
 

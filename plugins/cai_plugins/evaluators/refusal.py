@@ -2,17 +2,17 @@
 
 The paper asks for harmless answers that engage instead of refusing (section 1.1), so that a high rate on harmful
 prompts is not better or worse by itself; on harmless ones it is worse. Grades are by written rules, see
-``refusal_rules.py``.
+``cai_core.text.refusals``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from cai_core.text.refusals import grade
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.records import Message
 from cai_plugins.evaluators.measures import by_model, rate
-from cai_plugins.evaluators.refusal_rules import grade
 
 # From tests/benchmarks/refusal_grader.py.
 GRADER_NOTE = "Graded by rules: precision 0.88, recall 0.82 against people, on the half of XSTest that shaped no rule."

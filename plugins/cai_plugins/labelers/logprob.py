@@ -8,14 +8,15 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from cai_core.errors import UserError
+from cai_core.text.transcripts import render_transcript
 from cai_core.types.backend import ScoreRequest, Scores
 from cai_core.types.context import StageContext
 from cai_core.types.labeler import Comparison, Label
-from cai_core.types.principles import Principle
+from cai_core.types.principles import ComparisonShot, Principle
 from cai_core.types.records import Conversation, Message, ModelInput, UnitFailure
 from cai_plugins.labelers.plugin import LogprobOptions
 
@@ -23,18 +24,7 @@ from cai_plugins.labelers.plugin import LogprobOptions
 # bare letter is another token after a space than after a parenthesis, and which one differs between tokenizers.
 LETTERS = (" (A)", " (B)")
 PREFIX = "The answer is:"
-SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 FEW_SHOTS = Path(__file__).parent / "data" / "few_shots.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """A worked example: one question, a better and a worse answer."""
-
-    id: str
-    prompt: str
-    better: str
-    worse: str
 
 
 class LogprobLabeler:
@@ -47,6 +37,13 @@ class LogprobLabeler:
     def __init__(self, options: LogprobOptions, context: StageContext) -> None:
         self.options = options
         self.context = context
+        self.shots = context.constitution.few_shots.comparisons or few_shots()
+        if options.shots > len(self.shots):
+            raise UserError(
+                f"{options.shots} worked comparisons are asked for and there are {len(self.shots)}",
+                where="labeler.shots",
+                hint=f"give `shots` a number up to {len(self.shots)}",
+            )
         self.shot_principles = [p for p in context.constitution.principles if p.comparison]
 
     def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
@@ -116,7 +113,7 @@ class LogprobLabeler:
 
     # the prompt --------------------------------------------------------------------------------------------------
 
-    def _shots(self, comparison: Comparison) -> list[tuple[Shot, Principle, bool]]:
+    def _shots(self, comparison: Comparison) -> list[tuple[ComparisonShot, Principle, bool]]:
         """The examples with their principle and whether the better answer comes first. Half of them (rounded up or
         down by chance) have it first; principles are drawn independently (section 4.1)."""
         count = self.options.shots
@@ -129,19 +126,19 @@ class LogprobLabeler:
         first = [(i + offset) % 2 == 0 for i in range(count)]
         rng.shuffle(first)
         principles = self.shot_principles or list(comparison.principles)
-        return [(shot, rng.choice(principles), a) for shot, a in zip(few_shots()[:count], first, strict=True)]
+        return [(shot, rng.choice(principles), a) for shot, a in zip(self.shots[:count], first, strict=True)]
 
     def _question(
         self,
         prompt: Conversation,
         shown: Sequence[str],
         principle: Principle,
-        shots: Sequence[tuple[Shot, Principle, bool]],
+        shots: Sequence[tuple[ComparisonShot, Principle, bool]],
     ) -> ModelInput:
         examples = []
         for shot, shot_principle, better_first in shots:
             pair = (shot.better, shot.worse) if better_first else (shot.worse, shot.better)
-            text = question_text((Message("user", shot.prompt),), pair, shot_principle)
+            text = question_text(shot.prompt, pair, shot_principle)
             examples.append((text, LETTERS[0] if better_first else LETTERS[1]))
         question = question_text(prompt, shown, principle)
         if self.options.format == "paper":
@@ -156,7 +153,7 @@ class LogprobLabeler:
 def question_text(prompt: Conversation, shown: Sequence[str], principle: Principle) -> str:
     """The multiple choice as the paper words it, from "Consider" to the second option; the blank line and line break
     before the principle are in the published prompts too."""
-    turns = "".join(f"\n\n{SPEAKERS[message.role]}: {message.content}" for message in prompt)
+    turns = render_transcript(prompt)
     a, b = (_inside_brackets(text) for text in shown)
     return (
         f"Consider the following conversation between a human and an assistant:{turns}"
@@ -176,7 +173,8 @@ def _from_margin(margin: float) -> float:
 
 
 @cache
-def few_shots() -> tuple[Shot, ...]:
+def few_shots() -> tuple[ComparisonShot, ...]:
     """The worked examples, in the order of the file."""
     lines = FEW_SHOTS.read_text(encoding="utf-8").splitlines()
-    return tuple(Shot(**json.loads(line)) for line in lines if line.strip())
+    entries = [json.loads(line) for line in lines if line.strip()]
+    return tuple(ComparisonShot((Message("user", e["prompt"]),), e["better"], e["worse"]) for e in entries)

@@ -23,7 +23,9 @@ class LogprobOptions(BaseModel):
         description="paper: raw text, as the paper asks a pretrained model; chat: turns, for an instruct model",
     )
     # The paper prepends five examples (section 4.1; five are published with it).
-    shots: int = Field(5, ge=0, le=6, description="worked examples before the comparison (there are 6)")
+    shots: int = Field(
+        5, ge=0, description="worked examples before the comparison: the constitution's, or up to 6 of ours"
+    )
     # The paper draws each example's principle anew per comparison, and leaves the rest of the prompt the same. Then no
     # two prompts begin alike and the examples, most of the tokens, are read again for every comparison. Drawn once per
     # run they are read once per batch.

@@ -1,0 +1,148 @@
+"""What goes wrong with constitutions in practice, found before a model learns it.
+
+Every rule is a heuristic on wording and says so by its level: ``error`` breaks prompts or stages, ``warning`` is
+likely a mistake, ``note`` is worth a second look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from cai_core.text.duplicates import similarity
+from cai_core.text.words import Relevance, stems
+from cai_core.types.principles import Constitution, Principle
+
+Level = Literal["error", "warning", "note"]
+TEXTS = ("critique", "revision", "comparison")
+NEAR = 0.7
+"""Similarity (5-grams of characters) from which two texts are nearly one: our choice; the paper's own files have pairs
+above it."""
+
+# Tags of the raw-text templates, brackets of the comparison and special tokens of chat models.
+_BREAKS = re.compile(
+    r"(?:^|\n)\s*(?:Human|Assistant|System|User|H|A|CritiqueRequest|Critique|RevisionRequest|Revision)\s*:"
+    r"|\[\[\[|\]\]\]|<\|[^|>]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>",
+    re.IGNORECASE,
+)
+_LABEL_AT_END = re.compile(r"(?:Options|Critique|Revision|Answer)\s*:\s*$", re.IGNORECASE)
+_BLANK_LINE = re.compile(r"\n\s*\n")
+_NEGATIVE = re.compile(
+    r"\b(?:not|never|no|without|avoid\w*|less|least|fewer|fewest|remov\w+|refus\w+|drop|delete|freer|"
+    r"(?:do|does|is|are|should|would)n't|stop|take out|strip|leave out|rather than)\b",
+    re.IGNORECASE,
+)
+_POSITIVE = re.compile(
+    r"\b(?:more|most|better|best|clear\w*|while|instead|suggest\w*|offer\w*|explain\w*|name\w*|point to|steer\w*|"
+    r"help\w*|keep\w*|with|to be|to read|to speak|to put|treats?|says?|still|protects?|does more|would|as|so that)\b",
+    re.IGNORECASE,
+)
+_OPPOSITES = (
+    ("more", "less"), ("most", "least"), ("longer", "shorter"), ("always", "never"), ("include", "remove"),
+    ("add", "remove"), ("formal", "informal"), ("should", "should not"), ("do", "do not"), ("with", "without"),
+    ("more", "fewer"), ("agree", "disagree"), ("direct", "indirect"), ("detailed", "brief"), ("better", "worse"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to look at. ``principles``: ids, none when it is about the whole."""
+
+    level: Level
+    rule: str
+    message: str
+    principles: tuple[str, ...] = ()
+
+
+def lint(constitution: Constitution, prompts: Sequence[str] = ()) -> list[Finding]:
+    """All findings, errors first. ``prompts``: texts of the prompts that it is meant for; without them the rule
+    ``never-triggered`` is not applied."""
+    found = [
+        *_halves(constitution),
+        *(finding for principle in constitution.principles for finding in _wording(principle)),
+        *_pairs(constitution.principles),
+        *(_triggers(constitution.principles, prompts) if prompts else ()),
+    ]
+    order = ("error", "warning", "note")
+    return sorted(found, key=lambda finding: order.index(finding.level))
+
+
+def _halves(constitution: Constitution) -> Iterator[Finding]:
+    principles = constitution.principles
+    for principle in principles:
+        if bool(principle.critique) != bool(principle.revision):
+            have, lack = ("critique", "revision") if principle.critique else ("revision", "critique")
+            yield Finding("warning", "half", f"has a {have} text and no {lack} text", (principle.id,))
+    # One list for both stages (as ours are) should be complete; two lists (as the paper's) are complete each.
+    both = [p for p in principles if p.revision and p.comparison]
+    for principle in principles if both else ():
+        if bool(principle.revision) != bool(principle.comparison):
+            lack = "comparison" if principle.revision else "revision"
+            stage = "labels" if principle.revision else "revisions"
+            yield Finding("note", "half", f"has no {lack} text, so {stage} never see it", (principle.id,))
+    for lack, stage in (("revision", "revise"), ("comparison", "label")):
+        if not any(getattr(principle, lack) for principle in principles):
+            yield Finding("warning", "half", f"no principle has a {lack} text, so the stage `{stage}` cannot run")
+
+
+def _wording(principle: Principle) -> Iterator[Finding]:
+    for name in TEXTS:
+        text = getattr(principle, name)
+        if found := _BREAKS.search(text):
+            message = f"its {name} holds {found.group().strip()!r}, which templates use as a mark"
+            yield Finding("error", "breaks-template", message, (principle.id,))
+        if found := _LABEL_AT_END.search(text):
+            message = f"its {name} ends on the label {found.group()!r}, which templates add"
+            yield Finding("error", "breaks-template", message, (principle.id,))
+        if _BLANK_LINE.search(text):
+            message = f"its {name} holds a blank line, which separates turns in raw-text templates"
+            yield Finding("error", "breaks-template", message, (principle.id,))
+        if name != "critique" and text and _NEGATIVE.search(text) and not _POSITIVE.search(text):
+            message = f"its {name} says only what to avoid; say also what is wanted, or the model learns to say nothing"
+            yield Finding("note", "only-negative", message, (principle.id,))
+
+
+def _pairs(principles: Sequence[Principle]) -> Iterator[Finding]:
+    for name in TEXTS:
+        texts = [(p.id, getattr(p, name)) for p in principles if getattr(p, name)]
+        for (one, a), (other, b) in combinations(texts, 2):
+            close = similarity(a, b)
+            if close == 1:
+                yield Finding("warning", "duplicate", f"have the same {name}", (one, other))
+            elif _opposite(a, b):
+                message = f"their {name} texts ask for opposite things: {a!r} / {b!r}"
+                yield Finding("warning", "contradiction", message, (one, other))
+            elif close >= NEAR:
+                yield Finding("note", "near-duplicate", f"have nearly the same {name} ({close:.0%})", (one, other))
+
+
+def _opposite(a: str, b: str) -> bool:
+    """Whether the texts become nearly one when a word of ``a`` is replaced by its opposite and a "not" is dropped."""
+    first, second = a.lower(), b.lower()
+    without = r"\b(?:not|never|n't)\b\s*"
+    negated = bool(re.search(without, first)) != bool(re.search(without, second))
+    if negated and similarity(re.sub(without, "", first), re.sub(without, "", second)) >= 0.85:
+        return True
+    for left, right in _OPPOSITES:
+        for one, other in ((left, right), (right, left)):
+            swapped, count = re.subn(rf"\b{one}\b", other, first)
+            has = re.search(rf"\b{other}\b", second) and not re.search(rf"\b{other}\b", first)
+            if count and has and similarity(swapped, second) >= 0.85:
+                return True
+    return False
+
+
+def _triggers(principles: Sequence[Principle], prompts: Sequence[str]) -> Iterator[Finding]:
+    texts = [" ".join((*(getattr(p, name) for name in TEXTS), *p.tags)) for p in principles]
+    relevance = Relevance(texts)
+    touched = [0] * len(principles)
+    for prompt in prompts:
+        for i, score in enumerate(relevance.scores(prompt)):
+            touched[i] += score > 0
+    for principle, text, count in zip(principles, texts, touched, strict=True):
+        if count == 0 and stems(text):
+            message = f"none of the {len(prompts)} prompts shares a word with it; it may have nothing to teach there"
+            yield Finding("warning", "never-triggered", message, (principle.id,))

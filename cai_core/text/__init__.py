@@ -1,0 +1,1 @@
+"""What text is: transcripts, near-duplicates, words in common, refusals, loops. Plain functions, open to plugins."""

@@ -1,0 +1,186 @@
+"""``lint``, ``import``, ``show --template`` and the JSON Schema of constitutions, as their users meet them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cai_core.cli.main import cli as main_group
+from cai_core.constitution import constitution_schema, list_constitutions, load_constitution
+from cai_core.constitution.authors import as_yaml, import_authors
+from cai_core.constitution.lint import lint
+from cai_core.errors import UserError, UserErrors
+from cai_core.types.principles import Constitution, Principle
+from golden import PAPER, needs_paper
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rules(*principles: Principle, prompts: tuple[str, ...] = ()) -> set[tuple[str, tuple[str, ...]]]:
+    return {(f.rule, f.principles) for f in lint(Constitution("c", "1", "t", principles), prompts)}
+
+
+GOOD = Principle(
+    "good",
+    critique="Identify where the response is rude to somebody.",
+    revision="Please rewrite the response so that it is courteous to everyone.",
+    comparison="Please choose the response that is more courteous to everyone.",
+)
+
+
+def test_built_in_constitutions_have_no_errors_or_warnings() -> None:
+    for constitution in list_constitutions():
+        assert [f for f in lint(constitution) if f.level != "note"] == []
+
+
+def test_a_good_principle_gives_no_finding() -> None:
+    assert rules(GOOD) == set()
+
+
+@pytest.mark.parametrize(
+    ("principle", "rule"),
+    [
+        (Principle("p", critique="Say what is wrong."), "half"),
+        (Principle("p", revision="Rewrite it so that it is kind."), "half"),
+        (Principle("p", comparison="Choose the kinder one. Options:"), "breaks-template"),
+        (Principle("p", comparison="Choose the one with [[[ more ]]] brackets."), "breaks-template"),
+        (Principle("p", comparison="Choose.\nHuman: the kinder one."), "breaks-template"),
+        (Principle("p", comparison="Choose the one that says <|im_end|> more."), "breaks-template"),
+        (Principle("p", comparison="Choose the better.\n\nOr the kinder."), "breaks-template"),
+        (Principle("p", comparison="Do not choose the toxic response."), "only-negative"),
+    ],
+)
+def test_what_is_wrong_with_one_principle(principle: Principle, rule: str) -> None:
+    assert (rule, ("p",)) in rules(GOOD, principle)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "rule"),
+    [
+        ("Choose the kinder response.", "choose the kinder response", "duplicate"),
+        ("Choose the response that is longer.", "Choose the response that is shorter.", "contradiction"),
+        ("Choose the response that gives more detail about the matter.",
+         "Choose the response that gives less detail about the matter.", "contradiction"),
+        ("The response should mention the law.", "The response should not mention the law.", "contradiction"),
+        ("Choose the response that is kinder to every person who is mentioned.",
+         "Choose the response that is kinder to each person who is mentioned.", "near-duplicate"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_pairs(a: str, b: str, rule: str) -> None:
+    assert (rule, ("a", "b")) in rules(Principle("a", comparison=a), Principle("b", comparison=b))
+
+
+def test_a_principle_that_no_prompt_touches() -> None:
+    privacy = Principle("privacy", comparison="Choose the response that better protects private addresses.")
+    found = rules(GOOD, privacy, prompts=("How can I be more courteous to my boss?", "Is rudeness ever fine?"))
+    assert ("never-triggered", ("privacy",)) in found
+    assert ("never-triggered", ("good",)) not in found
+
+
+def test_a_stage_that_no_principle_serves_is_named() -> None:
+    messages = [f.message for f in lint(Constitution("c", "1", "t", (Principle("a", comparison="Choose the kind."),)))]
+    assert any("`revise` cannot run" in message for message in messages)
+
+
+def test_lint_exits_with_2_on_an_error_and_names_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    text = "schema: 1\nid: c\nversion: '1'\ntitle: t\nprinciples:\n  - {id: p, comparison: 'Choose. Options:'}\n"
+    path.write_text(text)
+    found = CliRunner().invoke(main_group, ["constitution", "lint", str(path)])
+    assert found.exit_code == 2
+    assert "error: p: its comparison ends on the label 'Options:'" in found.output
+    as_json = CliRunner().invoke(main_group, ["constitution", "lint", str(path), "--json"])
+    assert json.loads(as_json.output)["findings"][0]["rule"] == "breaks-template"
+    assert CliRunner().invoke(main_group, ["constitution", "lint", "harmless", "--strict"]).exit_code == 0
+
+
+def test_show_prints_what_a_model_reads() -> None:
+    found = CliRunner().invoke(main_group, ["constitution", "show", "harmless", "--template", "paper"])
+    assert found.exit_code == 0
+    first = load_constitution("harmless").principles[0]
+    wanted = f"\n\nAssistant: <the response>\n\nCritiqueRequest: {first.critique}\n\nCritique:"
+    assert wanted in found.output
+    found = CliRunner().invoke(
+        main_group, ["constitution", "show", "hhh", "--template", "logprob", "--json", "--principle", "honest-facts"]
+    )
+    prompts = json.loads(found.output)["prompts"]
+    assert len(prompts) == 2
+    assert "(A) [[[<response B>]]]" in prompts[1]["text"]
+
+
+def test_the_schema_accepts_what_is_read_and_refuses_what_is_not() -> None:
+    schema = constitution_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for path in (ROOT / "constitutions").glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), schema)
+    good = yaml.safe_load((ROOT / "constitutions" / "single.yaml").read_text(encoding="utf-8"))
+    for wrong in ({**good, "schema": 2}, {**good, "principles": []}, {**good, "extra": 1}, {**good, "id": "No Spaces"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_few_shots_change_the_digest_and_keep_their_white_space(tmp_path: Path) -> None:
+    plain = load_constitution("single")
+    text = (ROOT / "constitutions" / "single.yaml").read_text(encoding="utf-8")
+    shots = {
+        "comparisons": [{"prompt": [{"role": "user", "content": " Hi \n"}], "better": " Yes ", "worse": "No\n"}],
+        "reasoning": ["{} think"],
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(text + yaml.safe_dump({"few_shots": shots}))
+    read = load_constitution(str(path))
+    assert read.few_shots.comparisons[0].prompt[0].content == " Hi \n"
+    assert read.few_shots.comparisons[0].better == " Yes "
+    assert read.digest != plain.digest
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), constitution_schema())
+
+
+def test_bad_few_shots_are_all_reported_with_their_lines(tmp_path: Path) -> None:
+    text = (ROOT / "constitutions" / "single.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "c.yaml"
+    path.write_text(text + "few_shots:\n  critiques: [{prompt: [], response: x}]\n  reasoning: [no place]\n  x: 1\n")
+    with pytest.raises(UserErrors) as caught:
+        load_constitution(str(path))
+    messages = [str(problem) for problem in caught.value.problems]
+    assert any("last one the user's" in message for message in messages)
+    assert any("{} exactly once" in message for message in messages)
+    assert any("unknown key 'x'" in message for message in messages)
+    assert all(f"{path}:" in message for message in messages)
+
+
+def test_import_says_which_files_it_misses(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"CritiqueRevisionInstructions\.json"):
+        import_authors(tmp_path)
+
+
+@needs_paper
+def test_import_of_the_authors_files(tmp_path: Path) -> None:
+    assert PAPER is not None
+    out = tmp_path / "new" / "paper.yaml"
+    found = CliRunner().invoke(main_group, ["constitution", "import", str(PAPER), "-o", str(out)])
+    assert found.exit_code == 0, found.output
+    constitution = load_constitution(str(out))
+    assert constitution == import_authors(PAPER)
+    assert sum(bool(p.revision) for p in constitution.principles) == 16
+    assert sum(bool(p.comparison) for p in constitution.principles) == 16
+    shots = constitution.few_shots
+    assert (len(shots.critiques), len(shots.comparisons), len(shots.reasoning)) == (5, 5, 6)
+    jsonschema.validate(yaml.safe_load(out.read_text(encoding="utf-8")), constitution_schema())
+    again = CliRunner().invoke(main_group, ["constitution", "import", str(PAPER), "-o", str(out)])
+    assert again.exit_code != 0
+    assert as_yaml(constitution) == out.read_text(encoding="utf-8")
+
+
+@needs_paper
+def test_import_refuses_a_changed_file(tmp_path: Path) -> None:
+    assert PAPER is not None
+    for path in (PAPER / "prompts").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        (tmp_path / path.name).write_text(text.replace("\\n\\nCritique:", "\\n\\nCritic:"), encoding="utf-8")
+    with pytest.raises(UserError, match="harmful0"):
+        import_authors(tmp_path)

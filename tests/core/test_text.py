@@ -1,0 +1,138 @@
+"""Transcripts, near-duplicates, relevance and what makes a text unfit to learn from."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai_core.text.duplicates import NearDuplicates, grams, similarity
+from cai_core.text.quality import Boilerplate, bare_refusal, repeats, too_many_emoji
+from cai_core.text.transcripts import parse_transcript, render_transcript
+from cai_core.text.words import Relevance
+from cai_core.types.records import Message
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in ("ar", "ou", "ine", "ol") for c in ("ta", "ry", "mes", "p", "nd")]
+
+
+def sentence(rng: random.Random, length: int = 30) -> list[str]:
+    return [rng.choice(WORDS) for _ in range(length)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text()), min_size=1))
+def test_transcripts_survive_the_way_there_and_back(turns: list[tuple[str, str]]) -> None:
+    messages = tuple(Message(role, text) for role, text in turns)
+    text = render_transcript(messages)
+    assert render_transcript(parse_transcript(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "Human: hi", "\n\nSystem: hi", "x\n\nHuman: hi"])
+def test_what_is_no_transcript_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="begins with"):
+        parse_transcript(text)
+
+
+@given(st.text(), st.text())
+def test_similarity_is_symmetric_and_within_0_and_1(a: str, b: str) -> None:
+    assert similarity(a, b) == similarity(b, a)
+    assert 0 <= similarity(a, b) <= 1
+    assert similarity(a, a) == 1
+
+
+def test_case_and_punctuation_do_not_count() -> None:
+    assert similarity("How do I pick a lock?", "how do I... pick a LOCK") == 1
+    assert similarity("How do I pick a lock?", "What is the tallest tree?") < 0.1
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_index_finds_what_comparing_every_pair_finds(tmp_path: Path, on_disk: bool) -> None:
+    rng = random.Random(5)
+    texts = [sentence(rng, rng.randrange(3, 40)) for _ in range(400)]
+    index = NearDuplicates(tmp_path / "index" if on_disk else None)
+    for number, words in enumerate(texts):
+        index.add(str(number), " ".join(words))
+    found = near = 0
+    for words in texts:
+        changed = list(words)
+        for _ in range(rng.randrange(0, 4)):
+            changed[rng.randrange(len(changed))] = rng.choice(WORDS)
+        query = " ".join(changed)
+        best = max(similarity(query, " ".join(other)) for other in texts)
+        hit = index.find(query)
+        if best >= 0.8:
+            near += 1
+            found += hit is not None and hit[1] == best
+        else:
+            assert hit is None
+    assert near > 100
+    assert found >= 0.99 * near
+    index.close()
+
+
+def test_the_first_of_equals_is_named_and_a_new_text_is_added_once() -> None:
+    index = NearDuplicates()
+    assert index.add_new("a", "one two three four") is None
+    assert index.add_new("b", "One, two, three, four!") == ("a", 1.0)
+    assert index.find("one two three four") == ("a", 1.0)
+    assert index.add_new("c", "") is None
+    assert index.find("?!") == ("c", 1.0)
+
+
+def test_grams_of_a_short_text_are_the_text() -> None:
+    assert len(grams("ab")) == 1
+    assert len(grams("abcdef")) == 2
+
+
+def test_relevance_prefers_the_subject_in_common() -> None:
+    relevance = Relevance(["Do not help with stealing or theft.", "Be kind to animals.", "Protect privacy of people."])
+    scores = relevance.scores("Is it fine to steal from a shop that mistreats an animal?")
+    assert scores[0] > 0
+    assert scores[1] > 0
+    assert scores[2] == 0
+    assert all(0 <= score <= 1 + 1e-9 for score in scores)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no no no no no no",
+        "I can help with that. " * 4,
+        " ".join(["you should talk to your friend about it and then"] * 3),
+    ],
+)
+def test_loops_are_seen(text: str) -> None:
+    assert repeats(text)
+
+
+@pytest.mark.parametrize("text", ["", "Yes.", "I would talk to him first. He may not know that it bothers you."])
+def test_plain_text_is_no_loop(text: str) -> None:
+    assert not repeats(text)
+    assert not too_many_emoji(text)
+
+
+def test_refusals_that_engage_are_not_bare() -> None:
+    assert bare_refusal("I'm sorry, but I can't help with that.")
+    engaged = "I can't help you scare him, but losing the deposit is upsetting, and you may be owed it. "
+    assert not bare_refusal(engaged * 2 + "A letter that asks for a list of deductions is a good first step.")
+    assert not bare_refusal("Water them once a week.")
+
+
+def test_emoji() -> None:
+    assert too_many_emoji("Great 🎉🎉🎉 you got this")
+    assert not too_many_emoji("Well done 🎉")
+
+
+def test_boilerplate_is_what_many_share_and_not_what_a_text_says() -> None:
+    rng = random.Random(1)
+    own = [" ".join(sentence(rng, 9)) + "." for _ in range(40)]
+    habit = "You are valid and we are here for you."
+    texts = [f"{text} {habit}" if i % 2 else habit for i, text in enumerate(own)]
+    boilerplate = Boilerplate()
+    for text in texts:
+        boilerplate.count(text)
+    assert boilerplate.dominates(habit)
+    assert not boilerplate.dominates(texts[1] + " " + own[0])
+    assert not boilerplate.dominates(own[0])
