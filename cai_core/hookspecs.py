@@ -80,7 +80,7 @@ def cai_register_backends() -> Iterable[Component[Backend]]:
             def __init__(self, options: ParrotOptions) -> None:
                 self.options = options
 
-            def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+            def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
                 for request in requests:
                     heard = (request.input.text or request.input.messages[-1].content).split()
                     if len(heard) + request.sampling.max_new_tokens > self.context_length:

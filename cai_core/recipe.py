@@ -51,6 +51,16 @@ class SamplingSection(_Model):
     top_p: float = Field(1.0, gt=0, le=1)
 
 
+class FiltersSection(_Model):
+    """What is left out of the SFT examples, each with a count and a row in ``dropped.parquet``. Our choice: on."""
+
+    repetition: bool = Field(True, description="texts that run in a loop")
+    boilerplate: bool = Field(True, description="mostly sentences that a tenth of all texts share, or full of emoji")
+    refusal: bool = Field(True, description="refusals that engage with nothing (the paper wants answers not evasive)")
+    no_op: bool = Field(True, description="revisions that changed nothing but case and punctuation")
+    near_duplicate: bool = Field(True, description="answers that resemble an earlier one (90 % of 5-grams)")
+
+
 class ReviseSection(_Model):
     """Critique and revision (section 3.1)."""
 
@@ -62,8 +72,12 @@ class ReviseSection(_Model):
         "all", description="which revisions become SFT examples (section 3.1: from all revisional steps)"
     )
     helpful_samples: int = Field(
-        2, ge=0, le=16, description="answers per helpful prompt mixed into SFT (section 3.2: 2)"
+        2,
+        ge=0,
+        le=16,
+        description="answers per helpful prompt mixed into SFT (section 3.2: 2); their share is `sft.mixture`",
     )
+    filters: FiltersSection = FiltersSection()
 
 
 class PairsSection(_Model):
@@ -125,6 +139,12 @@ class Recipe(_Model):
     backend: ComponentRef = ComponentRef(name="cai-core/transformers")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; not part of any digest")
     prompts: ComponentRef | None = None
+    contamination: Literal["block", "drop", "allow"] = Field(
+        "block", description="a train prompt that resembles a held-out one: stop, leave it out, or only report it"
+    )
+    long_prompts: Literal["cut", "refuse"] = Field(
+        "cut", description="a conversation longer than the context: drop its oldest turns and count it, or stop"
+    )
     revise: ReviseSection | None = None
     sft: ComponentRef | None = None
     pairs: PairsSection | None = None
@@ -278,6 +298,7 @@ def _problem(holder: RecipeFile, item: Any) -> UserError:
 def _fields(path: Sequence[str | int]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "revise": ReviseSection,
+        "filters": FiltersSection,
         "pairs": PairsSection,
         "label": LabelSection,
         "evaluate": EvaluateSection,
@@ -286,5 +307,6 @@ def _fields(path: Sequence[str | int]) -> list[str]:
     }
     model: type[BaseModel] = Recipe
     if path:
-        model = SamplingSection if path[-1] == "sampling" else sections.get(str(path[0]), Recipe)
+        last = path[-1] if path[-1] in ("sampling", "filters") else path[0]
+        model = SamplingSection if last == "sampling" else sections.get(str(last), Recipe)
     return [field.alias or name for name, field in model.model_fields.items()]

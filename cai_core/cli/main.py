@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("cai_core.cli.report", "Show what a run found."),
     "plugins": ("cai_core.cli.plugins", "List and show components, check plugins, begin one."),
     "constitution": ("cai_core.cli.constitution", "List, show, check and import constitutions."),
-    "schema": ("cai_core.cli.schema", "Print the JSON Schema of recipes or constitutions, for editors."),
+    "schema": ("cai_core.cli.schema", "Print the JSON Schema of recipes, for editors."),
     "models": ("cai_core.cli.models", "List and fetch the models of the catalog."),
 }
 """Name -> module that holds ``command``, and the line that ``cai --help`` prints without importing it."""

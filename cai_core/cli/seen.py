@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class _Context:
         """None is there."""
         raise UserError(f"the component needs a {kind}; its prompts can only be seen in a run")
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         """Write down."""
         for request in requests:
             self.asked.append(request.input)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from cai_core.errors import PluginError
@@ -50,8 +51,12 @@ class UnitStage(Protocol[T]):
         """The units to begin with; consumed lazily."""
         ...
 
-    def run(self, units: Sequence[Unit[T]]) -> Iterator[tuple[str, Outcome]]:
-        """(unit name, outcome) for each unit, as they finish, in any order."""
+    def run(self, units: Iterator[Unit[T]]) -> Iterator[tuple[str, Outcome]]:
+        """(unit name, outcome) for each unit that it takes from ``units``, as they finish, in any order.
+
+        It may take one when it has room for it: a unit that follows from an outcome already yielded is among the next
+        ones. It need not take all; it is called again with the rest.
+        """
         ...
 
     def follow(self, unit: Unit[T], row: Row) -> Iterable[Unit[T]]:
@@ -62,8 +67,10 @@ class UnitStage(Protocol[T]):
 class Executor(Protocol):
     """Runs the units of a stage against a ledger."""
 
-    def run(self, stage: UnitStage[T], ledger: Ledger, progress: Progress, *, total: int) -> Tally:
-        """Run until no unit is left."""
+    def run(
+        self, stage: UnitStage[T], ledger: Ledger, progress: Progress, *, total: int, tally: Tally | None = None
+    ) -> Tally:
+        """Run until no unit is left. ``tally``: counts to go on from."""
         ...
 
 
@@ -101,58 +108,98 @@ class Tally:
 
 
 class LocalExecutor:
-    """In this process, in chunks. Follow-up units go first, so that chains finish and memory stays small."""
+    """In this process. Follow-up units go first, so that chains finish and memory stays small."""
 
-    def __init__(self, chunk: int = 256) -> None:
+    # Our choices: 256 keys are one query of the ledger; 8192 units are what a stage that takes all it can get holds.
+    def __init__(self, chunk: int = 256, most: int = 8192) -> None:
         self.chunk = chunk
+        self.most = most
 
-    def run(self, stage: UnitStage[T], ledger: Ledger, progress: Progress, *, total: int) -> Tally:
+    def run(
+        self, stage: UnitStage[T], ledger: Ledger, progress: Progress, *, total: int, tally: Tally | None = None
+    ) -> Tally:
         """See ``Executor``. ``total``: the number of units expected, for the progress bar."""
-        tally = Tally()
-        fresh = iter(stage.initial())
-        ready: deque[Unit[T]] = deque()
-        while True:
-            chunk = [ready.popleft() for _ in range(min(self.chunk, len(ready)))]
-            for unit in fresh if len(chunk) < self.chunk else ():
-                chunk.append(unit)
-                if len(chunk) == self.chunk:
-                    break
-            if not chunk:
-                return tally
-            self._chunk(stage, ledger, chunk, ready, tally, progress, total)
+        work = _Work(stage, ledger, progress, total, self.chunk, tally or Tally())
+        while work.more():
+            given = 0
 
-    def _chunk(
-        self,
-        stage: UnitStage[T],
-        ledger: Ledger,
-        chunk: Sequence[Unit[T]],
-        ready: deque[Unit[T]],
-        tally: Tally,
-        progress: Progress,
-        total: int,
+            def feed() -> Iterator[Unit[T]]:
+                nonlocal given
+                while given < self.most and (unit := work.take()) is not None:
+                    given += 1
+                    yield unit
+
+            for name, outcome in stage.run(feed()):
+                work.record(name, outcome)
+            if work.out:
+                first = next(iter(work.out))
+                raise PluginError(f"no result came back for {len(work.out)} units, the first is {first!r}")
+            if not given:
+                raise PluginError("the stage takes no unit, and there are some left")
+        return work.tally
+
+
+class _Work(Generic[T]):
+    """Units on their way: follow-ups in ``ready``, not yet looked up in the ledger; ``waiting``, to be run; ``out``,
+    handed to the stage."""
+
+    def __init__(
+        self, stage: UnitStage[T], ledger: Ledger, progress: Progress, total: int, chunk: int, tally: Tally
     ) -> None:
-        keys = {unit.name: unit.key for unit in chunk}
-        recorded = ledger.done(list(keys.values()))
-        todo = {unit.name: unit for unit in chunk if keys[unit.name] not in recorded}
-        for unit in chunk:
-            if unit.name not in todo:
-                row = recorded[keys[unit.name]]
-                tally.add(row, fresh=False)
-                ready.extend(stage.follow(unit, row))
-        progress.update(tally.ran + tally.reused, max(total, tally.ran + tally.reused))
-        if not todo:
-            return
-        for name, outcome in stage.run(list(todo.values())):
-            if name not in todo:
-                raise PluginError(f"a result came back for {name!r}, which was not asked for or has one already")
-            unit = todo.pop(name)
-            row = Row(keys[name], name, outcome.payload, outcome.failure)
-            try:
-                ledger.append([row])
-            except (TypeError, ValueError) as error:
-                raise PluginError(f"the result for {name!r} is not JSON: {error}") from error
-            tally.add(row, fresh=True)
-            ready.extend(stage.follow(unit, row))
-            progress.update(tally.ran + tally.reused, max(total, tally.ran + tally.reused))
-        if todo:
-            raise PluginError(f"no result came back for {len(todo)} units, the first is {next(iter(todo))!r}")
+        self.stage = stage
+        self.ledger = ledger
+        self.progress = progress
+        self.total = total
+        self.chunk = chunk
+        self.tally = tally
+        self.fresh = iter(stage.initial())
+        self.ready: deque[Unit[T]] = deque()
+        self.waiting: deque[tuple[str, Unit[T]]] = deque()
+        self.out: dict[str, tuple[str, Unit[T]]] = {}
+
+    def more(self) -> bool:
+        """Whether there is a unit to run. Goes through those that are recorded."""
+        while True:
+            if self.ready:
+                chunk = [self.ready.popleft() for _ in range(min(self.chunk, len(self.ready)))]
+                self.waiting.extendleft(reversed(self._unrecorded(chunk)))
+            elif self.waiting:
+                return True
+            elif chunk := list(islice(self.fresh, self.chunk)):
+                self.waiting.extend(self._unrecorded(chunk))
+            else:
+                return False
+
+    def take(self) -> Unit[T] | None:
+        """The next unit to run, follow-ups first; None when there is none at present."""
+        if not self.more():
+            return None
+        key, unit = self.waiting.popleft()
+        self.out[unit.name] = key, unit
+        return unit
+
+    def record(self, name: str, outcome: Outcome) -> None:
+        """Write a result down before anything follows from it."""
+        if name not in self.out:
+            raise PluginError(f"a result came back for {name!r}, which was not asked for or has one already")
+        key, unit = self.out.pop(name)
+        row = Row(key, name, outcome.payload, outcome.failure)
+        try:
+            self.ledger.append([row])
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"the result for {name!r} is not JSON: {error}") from error
+        self._done(unit, row, fresh=True)
+
+    def _unrecorded(self, chunk: Sequence[Unit[T]]) -> list[tuple[str, Unit[T]]]:
+        keyed = [(unit.key, unit) for unit in chunk]
+        recorded = self.ledger.done([key for key, _ in keyed])
+        for key, unit in keyed:
+            if key in recorded:
+                self._done(unit, recorded[key], fresh=False)
+        return [(key, unit) for key, unit in keyed if key not in recorded]
+
+    def _done(self, unit: Unit[T], row: Row, *, fresh: bool) -> None:
+        self.tally.add(row, fresh=fresh)
+        self.ready.extend(self.stage.follow(unit, row))
+        done = self.tally.ran + self.tally.reused
+        self.progress.update(done, max(self.total, done))

@@ -175,7 +175,10 @@ class _Builder:
             if recipe.prompts is None:
                 return None
             uses = self._uses([("prompts", recipe.prompts, ("prompts",))], recipe, backend=False)
-            return Stage("", kind, {}, {}, uses, {"limit": self.limit})
+            if any(use.roles for use in uses):  # it asks a model, so it needs a backend and a worker
+                uses = self._uses([("prompts", recipe.prompts, ("prompts",))], recipe)
+            settings: dict[str, Any] = {"limit": self.limit, "contamination": recipe.contamination}
+            return Stage("", kind, {}, self._roles(recipe, uses, {}), uses, settings)
         if kind == "revise":
             if recipe.revise is None or not self._needs(kind, latest, "prompts"):
                 return None
@@ -188,6 +191,7 @@ class _Builder:
                 recipe,
             )
             settings = section.model_dump(exclude={"critique_template", "principle_sampler"})
+            settings["long_prompts"] = recipe.long_prompts
             return Stage("", kind, {"prompts": latest["prompts"]}, self._models(recipe, "generator"), uses, settings)
         if kind == "sft":
             if recipe.sft is None or not self._needs(kind, latest, "revise"):
@@ -206,7 +210,7 @@ class _Builder:
                 return None
             uses = self._uses([], recipe)
             policy = self._policy(recipe, latest)
-            settings = {"sampling": _sampling(recipe.pairs.sampling)}
+            settings = {"sampling": _sampling(recipe.pairs.sampling), "long_prompts": recipe.long_prompts}
             return Stage("", kind, {"prompts": latest["prompts"]}, {"policy": policy}, uses, settings)
         if kind == "label":
             if recipe.label is None or not self._needs(kind, latest, "pairs"):
@@ -259,7 +263,7 @@ class _Builder:
                     {"prompts": first["prompts"]},
                     {"policy": models[name]},
                     uses,
-                    {"sampling": _sampling(section.sampling)},
+                    {"sampling": _sampling(section.sampling), "long_prompts": recipe.long_prompts},
                 )
             )
             answers[name] = f"answers[{name}]"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from cai_core.constitution import load_constitution
-from cai_core.errors import CAIError, PluginError, UserError, UserErrors
-from cai_core.pipeline.components import Resolver, build_component
+from cai_core.errors import CAIError, UserError, UserErrors
+from cai_core.pipeline.components import Resolver
 from cai_core.pipeline.graph import Graph, Stage, build_graph, identity_digest
 from cai_core.pipeline.models import ExternalModel, locate
+from cai_core.pipeline.prompts import LoadedPrompts, planned_prompts
 from cai_core.pipeline.tables import prompt_record
 from cai_core.recipe import RecipeFile
 from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifacts
-from cai_core.store.canonical import derive_seed, digest
+from cai_core.store.canonical import digest
 from cai_core.types.principles import Constitution
-from cai_core.types.prompts import Prompt, PromptKind, PromptSource, Split
 
 T = TypeVar("T")
 
@@ -44,31 +44,9 @@ class Plan:
     graph: Graph
     constitution: Constitution
     models: Mapping[str, ExternalModel]
-    prompts: tuple[Prompt, ...]
+    prompts: LoadedPrompts
     stages: tuple[PlannedStage, ...]
     run_id: str
-
-
-class _PromptContext:
-    """What a prompt source is handed: it runs before there is a worker, and asks no model."""
-
-    def __init__(self, constitution: Constitution, seed: int) -> None:
-        self.seed = derive_seed(seed, "prompts")
-        self.workdir = Path()
-        self.device = "cpu"
-        self.constitution = constitution
-        self.progress = self
-
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """Loading prompts is quick; nothing is shown."""
-
-    def backend(self, role: str) -> Any:
-        """No model is open yet."""
-        raise UserError(f"a prompt source cannot ask the model {role!r}")
-
-    def component(self, kind: str) -> Any:
-        """Nothing is injected."""
-        raise UserError(f"a prompt source cannot use a {kind}")
 
 
 def make_plan(
@@ -90,15 +68,13 @@ def make_plan(
         found = _collect(problems, partial(locate, name, file.folder, where, store / "model-digests.json"), where)
         if found is not None:
             models[name] = found
-    prompts: Sequence[Prompt] = ()
+    prompts = LoadedPrompts()
     if graph is not None and constitution is not None:
         for stage in graph.stages:
-            if stage.kind == "prompts":
-                spec = stage.components[0].as_dict()
-                context = _PromptContext(constitution, file.recipe.seed)
-                source = file.where(("prompts",))
-                loaded = _collect(problems, partial(_load_prompts, registry, spec, context), source)
-                prompts = _checked_prompts(loaded or (), source, problems, limit)
+            if stage.kind == "prompts" and not stage.models:
+                where = file.where(("prompts",))
+                load = partial(planned_prompts, registry, stage, constitution, file.recipe.seed, where)
+                prompts = _collect(problems, load, where) or prompts
         for name in graph.external_models():
             if name not in models:
                 where = file.where(("evaluate", "models"))
@@ -112,7 +88,7 @@ def make_plan(
         raise UserErrors(list(unique.values()))
     assert graph is not None  # no problem was collected
     assert constitution is not None
-    return _with_digests(file, graph, constitution, models, tuple(prompts), store, runs)
+    return _with_digests(file, graph, constitution, models, prompts, store, runs)
 
 
 def _with_digests(
@@ -120,7 +96,7 @@ def _with_digests(
     graph: Graph,
     constitution: Constitution,
     models: Mapping[str, ExternalModel],
-    prompts: tuple[Prompt, ...],
+    prompts: LoadedPrompts,
     store: Path,
     runs: Path,
 ) -> Plan:
@@ -131,8 +107,8 @@ def _with_digests(
     planned = []
     for stage in graph.stages:
         identity = graph.identity(stage, digests, external)
-        if stage.kind == "prompts":
-            identity["content"] = digest([prompt_record(prompt) for prompt in prompts])
+        if stage.kind == "prompts" and not stage.models:
+            identity["content"] = digest([prompt_record(prompt) for prompt in prompts.prompts])
         sha = digests[stage.id] = identity_digest(identity)
         cached = artifacts.find(stage.kind, sha) is not None
         why = ""
@@ -154,49 +130,6 @@ def _collect(problems: list[UserError], action: Callable[[], T], where: str) -> 
     except CAIError:
         raise
     return None
-
-
-def _load_prompts(registry: Registry, spec: dict[str, Any], context: _PromptContext) -> Sequence[Prompt]:
-    where = f"prompts {spec['id']}"
-    try:
-        source: PromptSource = build_component(registry, spec, context)
-        prompts = list(source.load())
-    except CAIError:
-        raise
-    except Exception as error:
-        hint = "a fault of this plugin; 'cai --debug ...' prints the traceback"
-        raise PluginError(f"{type(error).__name__}: {error}", where=where, hint=hint) from error
-    for prompt in prompts:
-        if not isinstance(prompt, Prompt):
-            raise PluginError(f"it gave {type(prompt).__name__}, not Prompt", where=where)
-        if prompt.kind not in get_args(PromptKind) or prompt.split not in get_args(Split):
-            raise PluginError(
-                f"the prompt {prompt.id!r} has kind {prompt.kind!r} and split {prompt.split!r}",
-                where=where,
-                hint=f"kinds: {', '.join(get_args(PromptKind))}; splits: {', '.join(get_args(Split))}",
-            )
-    return prompts
-
-
-def _checked_prompts(
-    prompts: Sequence[Prompt], where: str, problems: list[UserError], limit: int | None
-) -> list[Prompt]:
-    seen: set[str] = set()
-    kept: list[Prompt] = []
-    counts: dict[tuple[str, str], int] = {}
-    for prompt in prompts:
-        if prompt.id in seen:
-            problems.append(UserError(f"two prompts have the id {prompt.id!r}", where=where, hint="ids are unique"))
-            break
-        seen.add(prompt.id)
-        if not prompt.messages or prompt.messages[-1].role != "user":
-            problems.append(UserError(f"the prompt {prompt.id!r} does not end on a user turn", where=where))
-            break
-        group = (prompt.kind, prompt.split)
-        counts[group] = counts.get(group, 0) + 1
-        if limit is None or counts[group] <= limit:
-            kept.append(prompt)
-    return kept
 
 
 def latest_run(runs: Path, recipe_name: str) -> dict[str, Any] | None:

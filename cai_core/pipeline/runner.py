@@ -22,7 +22,6 @@ from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserError, 
 from cai_core.pipeline.job import JobSpec
 from cai_core.pipeline.models import fetch
 from cai_core.pipeline.plan import Plan, PlannedStage
-from cai_core.pipeline.tables import write_prompts
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import write_json
 from cai_core.store.lock import store_lock
@@ -152,10 +151,9 @@ class _Run:
 
     def _make(self, planned: PlannedStage) -> Artifact:
         stage = planned.stage
-        if stage.kind == "prompts":
+        if stage.kind == "prompts" and not stage.models:
             folder = self.artifacts.begin(stage.kind, planned.digest)
-            count = write_prompts(folder / "prompts.parquet", self.plan.prompts)
-            info = {"ok": count, "failed": {}}
+            info = self.plan.prompts.write(folder)
             return self.artifacts.commit(folder, stage.kind, planned.digest, planned.identity, info)
         for use in stage.models.values():
             if use.name:

@@ -13,13 +13,16 @@ from cai_core.types.records import Conversation, conversation
 PROMPTS = {"id": "str", "messages": "messages", "kind": "str", "split": "str", "source": "str", "tags": "json"}
 CHAINS = {
     "prompt_id": "str",
+    "copy": "int",
     "kind": "str",
     "prompt": "messages",
+    "turns_cut": "int",
     "answer": "str",
     "rounds": "json",
     "failure": "json",
 }
 EXAMPLES = {"id": "str", "messages": "messages", "source": "str"}
+DROPPED = {**EXAMPLES, "reason": "str", "detail": "str"}
 PAIRS = {"id": "str", "prompt": "messages", "a": "str", "b": "str", "failure": "json"}
 LABELS = {**PAIRS, "p_a": "float", "principles": "json", "evidence": "json"}
 ANSWERS = {"prompt_id": "str", "kind": "str", "prompt": "messages", "text": "str", "failure": "json"}

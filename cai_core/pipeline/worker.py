@@ -70,6 +70,7 @@ def run_job(spec: JobSpec, emit: Any) -> None:
     try:
         job.workdir.mkdir(parents=True, exist_ok=True)
         info = STAGES[spec.kind](job, folder)
+        info["constitution"] = {key: spec.constitution[key] for key in ("id", "version", "digest")}
         info["seconds"] = round(time.monotonic() - start, 1)
         info["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
         job.artifacts.commit(folder, spec.kind, spec.digest, spec.identity, info)

@@ -57,6 +57,12 @@ class BackendConformance(Conformance):
             assert item.tokens_out <= 8
         assert list(backend.generate([])) == []
 
+    def test_requests_may_be_an_iterator(self, tmp_path: Path, cai_tiny_model: Path) -> None:
+        """The pipeline hands them over one by one, so that what follows from a result can be among them."""
+        backend = self.opened(tmp_path, cai_tiny_model)
+        done = {item.id: item.text for item in backend.generate(request for request in self.asked())}
+        assert done.keys() == {request.id for request in self.asked()}
+
     def test_same_seed_same_text(self, tmp_path: Path, cai_tiny_model: Path) -> None:
         """The same requests in the same order give the same texts."""
         backend = self.opened(tmp_path, cai_tiny_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
@@ -36,7 +36,7 @@ class ScriptedJudge:
         self.scored = 0
         self.generated = 0
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         """The verdict in words."""
         for request in requests:
             self.generated += 1

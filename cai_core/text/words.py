@@ -12,13 +12,13 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP = frozenset(
     _WORD.findall(
         """
-        the and for are but not you all any can had her was one our out has him his how its may new now old see two way
-        who did get let put say she too use that with have this will your from they know want been good much some time
-        very when come here just like long make many more only over such take than them well were what which would there
-        their about could other into then these because most where after also did being does doing each few further itself
-        nor off once own same should those through under until while whom why assistant assistants response responses
-        respond last specific ways way identify rewrite please choose option human user users answer answers model
-        conversation content whether remove less least point explain
+        the and for are but not you all any can had her was one our out has him his how its may new now old see two
+        way who did get let put say she too use that with have this will your from they know want been good much
+        some time very when come here just like long make many more only over such take than them well were what
+        which would there their about could other into then these because most where after also did being does doing
+        each few further itself nor off once own same should those through under until while whom why assistant
+        assistants response responses respond last specific ways way identify rewrite please choose option human
+        user users answer answers model conversation content whether remove less least point explain
         """
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -97,8 +97,12 @@ class Backend(Protocol):
         """Tokens that input and output may have together."""
         ...
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
-        """Yield one completion per request as they finish."""
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
+        """Yield one completion per request as they finish.
+
+        ``requests`` may be an iterator that goes on while completions are yielded: what follows from a completion
+        (its critique, say) is among the next. Take one when there is room for it; taking all at once is allowed.
+        """
         ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:

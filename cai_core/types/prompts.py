@@ -32,6 +32,10 @@ class Prompt:
 class PromptSource(Protocol):
     """Loads prompts.
 
+    A source without ``roles`` runs while a run is planned, so that bad data stops it before any work; one that asks a
+    model (``roles`` of its ``Component``) is a stage of its own and keeps what it has in ``context.workdir``. What it
+    left out it may say in an attribute ``notes``, a list of texts that is filled by ``load``.
+
     Order: that of the source; it decides the order of work and of the report, never a result.
     Shapes and units: whole conversations, each ending on a user turn that is not blank.
     Ownership: prompts are immutable; the source may keep nothing open.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cai_core.testing import (
     TrainerConformance,
 )
 from cai_core.testing.context import TestContext
+from cai_core.types.backend import Capabilities, Completion, GenerateRequest
 
 SFT = {"lora": None, "learning_rate": 1e-2, "batch_size": 4}
 
@@ -46,6 +49,63 @@ class TestJsonl(PromptSourceConformance):
         path = context.workdir / "prompts.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
         return super().make(context, path=str(path))
+
+
+class TestHF(PromptSourceConformance):
+    component_id = "cai-core/hf"
+    options = {"dataset": "rows.csv"}
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        path = context.workdir / "rows.csv"
+        path.write_text("prompt\n" + "\n".join(f"How do I bake {n} breads?" for n in range(9)))
+        return super().make(context, dataset=str(path))
+
+
+class TestHHRLHF(PromptSourceConformance):
+    component_id = "cai-core/hh_rlhf"
+    options = {"path": "part.jsonl", "turns": "every", "heldout_share": 0.4}
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        words = ["bread", "soup", "cake", "pie", "rice", "stew", "jam", "tea"]
+        rows = [
+            {"chosen": f"\n\nHuman: How is {w} made at home?\n\nAssistant: Slowly.\n\nHuman: Why is {w} so good?"}
+            for w in words
+        ]
+        path = context.workdir / "part.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return super().make(context, path=str(path))
+
+
+class TestGenerate(PromptSourceConformance):
+    component_id = "cai-core/generate"
+    options = {"red_team": 5, "helpful": 4, "heldout_share": 0.4}
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        context.backends[""] = Writer()
+        return super().make(context, **changed)
+
+
+class Writer:
+    """A model that writes other prompts for other seeds."""
+
+    capabilities = Capabilities()
+    context_length = 10_000
+
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
+        words = ["bread", "soup", "cake", "pie", "rice", "stew", "jam", "tea", "milk", "corn", "nuts", "figs"]
+        for request in requests:
+            rng = random.Random(request.seed)
+            text = f" How can I make {' and '.join(rng.sample(words, 4))} for a party of {rng.randrange(90)}?"
+            yield Completion(request.id, text, "stop")
+
+
+class TestRelevant(PrincipleSamplerConformance):
+    component_id = "cai-core/relevant"
+
+
+class TestRelevantTwo(PrincipleSamplerConformance):
+    component_id = "cai-core/relevant"
+    options = {"count": 2, "temperature": 0.01}
 
 
 class TestUniform(PrincipleSamplerConformance):

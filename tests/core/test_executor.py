@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ class Silent:
 class Chain:
     """``n`` chains of ``depth`` steps; step text depends on the step before. Stops after ``budget`` runs."""
 
+    at_once: int | None = None
+
     def __init__(self, n: int, depth: int, budget: int = 10**9, fail: str = "") -> None:
         self.n, self.depth, self.budget, self.fail = n, depth, budget, fail
         self.asked: list[str] = []
@@ -36,8 +39,8 @@ class Chain:
     def _unit(self, chain: int, step: int, before: str) -> Unit[tuple[int, int, str]]:
         return Unit(f"{chain}/{step}", {"chain": chain, "step": step, "before": before}, (chain, step, before))
 
-    def run(self, units: Sequence[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
-        for unit in reversed(units):
+    def run(self, units: Iterator[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
+        for unit in reversed(list(itertools.islice(units, self.at_once))):
             if self.budget == 0:
                 raise KeyboardInterrupt
             self.budget -= 1
@@ -97,12 +100,58 @@ class Bad(Chain):
         super().__init__(2, 1)
         self.names = names
 
-    def run(self, units: Sequence[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
+    def run(self, units: Iterator[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
+        list(units)
         for name in self.names:
             yield name, Outcome({})
 
     def follow(self, unit: Unit[tuple[int, int, str]], row: Row) -> Iterable[Unit[tuple[int, int, str]]]:
         return ()
+
+
+class Lazy(Chain):
+    """Takes the next unit only when it has given an outcome, as a backend with two places does."""
+
+    def run(self, units: Iterator[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
+        running = list(itertools.islice(units, 2))
+        while running:
+            unit = running.pop(0)
+            self.asked.append(unit.name)
+            yield unit.name, Outcome({"text": f"{unit.work[2]}>{unit.name}"})
+            running += itertools.islice(units, 2 - len(running))
+
+
+def test_follow_ups_come_before_new_units_while_the_stage_runs(tmp_path: Path) -> None:
+    stage = Lazy(6, 3)
+    tally = LocalExecutor().run(stage, SQLiteLedger(tmp_path / "l.sqlite"), Silent(), total=18)
+    assert tally.ran == 18
+    # Two places, two chains at a time: no chain begins before one of them ends.
+    assert stage.asked[:6] == ["0/0", "1/0", "0/1", "1/1", "0/2", "1/2"]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_a_stage_holds_no_more_units_than_it_may(tmp_path: Path, most: int) -> None:
+    held: list[int] = []
+
+    class Greedy(Chain):
+        def run(self, units: Iterator[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
+            taken = list(units)
+            held.append(len(taken))
+            yield from super().run(iter(taken))
+
+    stage = Greedy(7, 2)
+    LocalExecutor(most=most).run(stage, SQLiteLedger(tmp_path / "l.sqlite"), Silent(), total=14)
+    assert max(held) == most
+    assert len(stage.asked) == 14
+
+
+def test_a_stage_that_takes_nothing_is_a_fault(tmp_path: Path) -> None:
+    class Idle(Chain):
+        def run(self, units: Iterator[Unit[tuple[int, int, str]]]) -> Iterator[tuple[str, Outcome]]:
+            return iter(())
+
+    with pytest.raises(PluginError, match="takes no unit"):
+        LocalExecutor().run(Idle(1, 1), SQLiteLedger(tmp_path / "l.sqlite"), Silent(), total=1)
 
 
 @pytest.mark.parametrize("names", [["0/0"], ["0/0", "0/0", "1/0"], ["0/0", "9/9", "1/0"]])

@@ -88,7 +88,7 @@ def test_yaml_blocks_validate_against_the_schema(page: Path, schema: dict[str, A
         ({"rl": {"name": "grpo", "stepz": 1}}, "'stepz' was unexpected"),
         ({"rl": {"name": "grpo", "steps": 0}}, "0 is less than the minimum of 1"),
         ({"rl": {"steps": 1}}, "'name' is a required property"),
-        ({"label": {"labeler": {"name": "logprob", "shots": 99}}}, "not valid under any"),
+        ({"label": {"labeler": {"name": "logprob", "shots": -1}}}, "not valid under any"),
         ({"reward": {"name": "rules", "patterns": [{"regex": "x", "wight": 1}]}}, "'wight' was unexpected"),
         ({"options": {"labeler": {"logprob": {"shotz": 1}}}}, "'shotz' was unexpected"),
         ({"models": {"bse": "x"}}, "'bse' was unexpected"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cai_core.pipeline.tables import CHAINS, read_prompts
+from cai_core.store.tables import read_table
 from cai_core.testing.tiny import tiny_model
 
 RECIPE = """\
@@ -105,13 +107,35 @@ def test_a_bad_line_of_prompts_has_its_number(folder: Folder) -> None:
 
 def test_a_prompt_longer_than_the_context_and_then_a_mended_one(folder: Folder) -> None:
     long = {"id": "long", "prompt": "bread " * 2000, "split": "train"}
-    folder.write(prompts=[*PROMPTS, long])
+    folder.write(RECIPE + "long_prompts: refuse\n", prompts=[*PROMPTS, long])
     output = folder.run(code=2)
     assert "prompts.jsonl:4" in output
     assert "'long' is longer than the model's context" in output
     assert "512" in output
-    folder.write(prompts=[*PROMPTS, {**long, "prompt": "bread"}])
+    turns = [("user", "How is bread made? " * 200), ("assistant", "With flour."), ("user", "And soup?")]
+    cut = {"id": "cut", "messages": [{"role": role, "content": text} for role, text in turns], "split": "train"}
+    folder.write(prompts=[*PROMPTS, long, cut])
     folder.run()
+    (chains,) = (folder.path / ".cai/store/artifacts").glob("revise-*/chains.parquet")
+    rows = {row["prompt_id"]: row for row in read_table(chains, CHAINS)}
+    assert rows["long"]["failure"]["kind"] == "too_long"
+    assert rows["cut"]["turns_cut"] == 2
+    assert [turn["content"] for turn in rows["cut"]["prompt"]] == ["And soup?"]
+    assert rows["cut"]["answer"]
+    (report,) = (folder.path / "runs").glob("mine-*/report*.json")
+    assert "1 conversations were longer" in report.read_text()
+
+
+def test_a_train_prompt_that_resembles_a_held_out_one_stops_the_run(folder: Folder) -> None:
+    twin = {"id": "twin", "prompt": "How do I bake... 2 breads", "split": "heldout"}
+    folder.write(prompts=[*PROMPTS, twin])
+    output = folder.run(code=2)
+    assert "p2 ~ twin (100%)" in output
+    assert "contamination: drop" in output
+    folder.write(RECIPE + "contamination: drop\n", prompts=[*PROMPTS, twin])
+    folder.run("--until", "prompts")
+    (table,) = (folder.path / ".cai/store/artifacts").glob("prompts-*/prompts.parquet")
+    assert [prompt.id for prompt in read_prompts(table)] == ["p0", "p1", "twin"]
 
 
 def test_a_constitution_without_principles(folder: Folder) -> None:

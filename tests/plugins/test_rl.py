@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +69,7 @@ class Policy:
         self.asked: list[str] = []
         self.fail = fail
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         for request in reversed(requests):
             self.asked.append(request.id)
             if request.id in self.fail:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_core.pipeline.job import Job
+from cai_core.pipeline.prompts import run_prompts
 from cai_core.pipeline.stages.answers import run_answers
 from cai_core.pipeline.stages.evaluate import run_evaluate
 from cai_core.pipeline.stages.label import run_label
@@ -20,6 +21,7 @@ from cai_core.pipeline.stages.revise import run_revise
 from cai_core.pipeline.stages.train import run_reward, run_rl, run_sft
 
 STAGES: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
+    "prompts": run_prompts,
     "revise": run_revise,
     "sft": run_sft,
     "audit": run_evaluate,

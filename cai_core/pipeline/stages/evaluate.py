@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cai_core.errors import PluginError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
-from cai_core.pipeline.stages.generate import failure_record
+from cai_core.pipeline.stages.generate import CHUNK, failure_record
 from cai_core.pipeline.tables import ANSWERS, EVAL_ROWS
 from cai_core.store.canonical import canonical, write_json
 from cai_core.store.ledger import Row
@@ -54,9 +55,9 @@ class _Evaluation:
             }
             yield Unit(f"{unit.model}/{unit.id}", identity, unit)
 
-    def run(self, units: Sequence[Unit[EvalUnit]]) -> Iterator[tuple[str, Outcome]]:
+    def run(self, units: Iterator[Unit[EvalUnit]]) -> Iterator[tuple[str, Outcome]]:
         by_model: dict[str, list[EvalUnit]] = {}
-        for unit in units:
+        for unit in islice(units, CHUNK):
             by_model.setdefault(unit.work.model, []).append(unit.work)
         for some in by_model.values():
             for row in self.evaluator.run(some):

@@ -6,13 +6,14 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cai_core.errors import PluginError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
-from cai_core.pipeline.stages.generate import failure_record
+from cai_core.pipeline.stages.generate import CHUNK, failure_record
 from cai_core.pipeline.tables import LABELS, PAIRS
 from cai_core.store.ledger import Row
 from cai_core.store.tables import read_table, write_table
@@ -53,8 +54,8 @@ class _Label:
             }
             yield Unit(pair["id"], identity, comparison)
 
-    def run(self, units: Sequence[Unit[Comparison]]) -> Iterator[tuple[str, Outcome]]:
-        for label in self.labeler.label([unit.work for unit in units]):
+    def run(self, units: Iterator[Unit[Comparison]]) -> Iterator[tuple[str, Outcome]]:
+        for label in self.labeler.label([unit.work for unit in islice(units, CHUNK)]):
             yield label.id, label_outcome(label)
 
     def follow(self, unit: Unit[Comparison], row: Row) -> Iterable[Unit[Comparison]]:

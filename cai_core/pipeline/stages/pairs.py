@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
+from cai_core.pipeline.executor import LocalExecutor, Outcome, Tally, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import (
+    cut_notes,
     failure_record,
     generation_unit,
     plain_outcome,
     refuse_too_long,
     run_generation,
     sampling_from,
+    shortened,
+    windows,
 )
 from cai_core.pipeline.tables import PAIRS, messages_record, read_prompts
 from cai_core.store.ledger import Row
 from cai_core.store.tables import write_table
 from cai_core.types.backend import GenerateRequest
 from cai_core.types.prompts import Prompt
-from cai_core.types.records import ModelInput
+from cai_core.types.records import Conversation, ModelInput
 
 
 class Samples:
-    """``copies`` answers to each prompt; ``rows`` holds what came of them, by (prompt id, copy)."""
+    """``copies`` answers to each prompt; ``rows`` holds what came of them, by (prompt id, copy).
+
+    A conversation that does not fit the model's context loses its oldest exchange, and is asked again; ``cut`` counts
+    the prompts concerned.
+    """
 
     def __init__(self, job: Job, role: str, prompts: Sequence[Prompt], copies: int, label: str) -> None:
         self.job = job
@@ -35,52 +43,74 @@ class Samples:
         self.label = label
         self.sampling = sampling_from(job.spec.settings["sampling"])
         self.rows: dict[tuple[str, int], Row] = {}
-        self._units: dict[str, tuple[Prompt, int]] = {}
+        self.cut: set[str] = set()
 
-    def initial(self) -> Iterable[Unit[GenerateRequest]]:
+    def initial(self) -> Iterable[Unit[_Sample]]:
         """See ``UnitStage``."""
         for prompt in self.prompts:
             for copy in range(self.copies):
-                name = f"{self.label}/{prompt.id}/{copy}"
-                self._units[name] = (prompt, copy)
-                yield generation_unit(
-                    self.job, self.role, name, ModelInput(messages=prompt.messages), self.sampling
-                )
+                yield self._unit(prompt, copy, prompt.messages)
 
-    def run(self, units: Sequence[Unit[GenerateRequest]]) -> Iterator[tuple[str, Outcome]]:
+    def run(self, units: Iterator[Unit[_Sample]]) -> Iterator[tuple[str, Outcome]]:
         """See ``UnitStage``."""
-        for name, completion, payload in run_generation(self.job, self.role, units):
+        for name, completion, payload in run_generation(self.job, self.role, (unit.work.request for unit in units)):
             yield name, plain_outcome(completion, payload)
 
-    def follow(self, unit: Unit[GenerateRequest], row: Row) -> Iterable[Unit[GenerateRequest]]:
+    def follow(self, unit: Unit[_Sample], row: Row) -> Iterable[Unit[_Sample]]:
         """See ``UnitStage``."""
-        prompt, copy = self._units[unit.name]
-        refuse_too_long(prompt, row.failure)
-        self.rows[prompt.id, copy] = row
-        return ()
+        sample = unit.work
+        refuse_too_long(self.job, sample.prompt, row.failure)
+        if row.failure and row.failure.kind == "too_long":
+            shorter = shortened(sample.request.input.messages)
+            if shorter is not None:
+                self.cut.add(sample.prompt.id)
+                return [self._unit(sample.prompt, sample.copy, shorter)]
+        self.rows[sample.prompt.id, sample.copy] = row
+        return []
+
+    def _unit(self, prompt: Prompt, copy: int, messages: Conversation) -> Unit[_Sample]:
+        name = f"{self.label}/{prompt.id}/{copy}"
+        unit = generation_unit(self.job, self.role, name, ModelInput(messages=messages), self.sampling)
+        return Unit(unit.name, unit.identity, _Sample(prompt, copy, unit.work))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    prompt: Prompt
+    copy: int
+    request: GenerateRequest
+
+
+def sampled(
+    job: Job, prompts: Iterable[Prompt], copies: int, label: str, tally: Tally, cut: set[str], total: int
+) -> Iterator[tuple[Prompt, list[Row]]]:
+    """Each prompt with its rows, in order; a window of prompts at a time, so that memory stays constant."""
+    for window in windows(prompts):
+        stage = Samples(job, "policy", window, copies, label)
+        LocalExecutor().run(stage, job.ledger(), job.progress, total=total, tally=tally)
+        cut |= stage.cut
+        for prompt in window:
+            yield prompt, [stage.rows[prompt.id, copy] for copy in range(copies)]
 
 
 def run_pairs(job: Job, folder: Path) -> dict[str, Any]:
     """Writes ``pairs.parquet``. A pair with a failed answer is a row with that failure; equal answers are counted."""
-    prompts = [
-        p
-        for p in read_prompts(job.input("prompts").path / "prompts.parquet")
-        if p.split == "train" and p.kind == "red_team"
-    ]
-    stage = Samples(job, "policy", prompts, 2, "pair")
-    tally = LocalExecutor().run(stage, job.ledger(), job.progress, total=2 * len(prompts))
-    rows = []
-    for prompt in prompts:
-        first, second = stage.rows[prompt.id, 0], stage.rows[prompt.id, 1]
-        rows.append(
-            {
-                "id": prompt.id,
-                "prompt": messages_record(prompt.messages),
-                "a": first.payload.get("text"),
-                "b": second.payload.get("text"),
-                "failure": failure_record(first.failure or second.failure),
-            }
-        )
-    write_table(folder / "pairs.parquet", PAIRS, rows)
-    equal = sum(row["a"] == row["b"] for row in rows if not row["failure"])
-    return {**tally.as_info(), "pairs": len(rows), "equal_answers": equal}
+    path = job.input("prompts").path / "prompts.parquet"
+    count = sum(1 for _ in _train(path))
+    tally, cut, equal = Tally(), set[str](), 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal equal
+        for prompt, (first, second) in sampled(job, _train(path), 2, "pair", tally, cut, 2 * count):
+            a, b = first.payload.get("text"), second.payload.get("text")
+            failure = failure_record(first.failure or second.failure)
+            equal += failure is None and a == b
+            yield {"id": prompt.id, "prompt": messages_record(prompt.messages), "a": a, "b": b, "failure": failure}
+
+    pairs = write_table(folder / "pairs.parquet", PAIRS, rows())
+    counts = {"pairs": pairs, "equal_answers": equal, "cut_prompts": len(cut)}
+    return {**tally.as_info(), **counts, "notes": cut_notes(len(cut))}
+
+
+def _train(path: Path) -> Iterator[Prompt]:
+    return (p for p in read_prompts(path) if p.split == "train" and p.kind == "red_team")

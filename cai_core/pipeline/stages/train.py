@@ -23,7 +23,7 @@ def run_sft(job: Job, folder: Path) -> dict[str, Any]:
     if not examples:
         raise UserError("no example to train on: every chain of `revise` failed", hint="see the revise stage's rows")
     result = job.component("trainer").train(Path(job.spec.models["sft_base"]), examples, folder / "model")
-    return _finish(folder, result, {"ok": len(examples)})
+    return _finish(job, folder, result, {"ok": len(examples)})
 
 
 def run_reward(job: Job, folder: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run_reward(job: Job, folder: Path) -> dict[str, Any]:
         raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")
     model = job.component("reward_model")
     result = model.fit(Path(job.spec.models["reward_base"]), preferences, folder / "model")
-    return _finish(folder, result, {"ok": len(preferences), "unlabelled": len(rows) - len(preferences)})
+    return _finish(job, folder, result, {"ok": len(preferences), "unlabelled": len(rows) - len(preferences)})
 
 
 def run_rl(job: Job, folder: Path) -> dict[str, Any]:
@@ -47,14 +47,18 @@ def run_rl(job: Job, folder: Path) -> dict[str, Any]:
     reward = job.component("reward_model")
     algorithm = job.component("rl_algorithm")
     result = algorithm.train(Path(job.spec.models["policy"]), prompts, reward, folder / "model")
-    return _finish(folder, result, {"ok": len(prompts)})
+    return _finish(job, folder, result, {"ok": len(prompts)})
 
 
-def _finish(folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(job: Job, folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what a training component left, and write down beside the weights what they were trained with."""
     if not isinstance(result, TrainResult):
         raise PluginError(f"the training component returned {type(result).__name__}, not TrainResult")
     if not (folder / "model").is_dir() or not any((folder / "model").iterdir()):
         raise PluginError("the training component wrote no model")
+    constitution = {key: getattr(job.constitution, key) for key in ("id", "version", "digest")}
+    origin = {"stage": job.spec.kind, "digest": job.spec.digest, "constitution": constitution}
+    write_json(folder / "model" / "cai-core.json", {"schema": 1, **origin})
     record = {
         "metrics": {k: float(v) for k, v in result.metrics.items()},
         "curve": [{k: float(v) for k, v in row.items()} for row in result.curve],

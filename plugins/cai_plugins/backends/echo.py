@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
@@ -27,7 +27,7 @@ class EchoBackend:
     def __init__(self, options: EchoOptions) -> None:
         self.options = options
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         """The reply, or the last turn again, cut to ``max_new_tokens`` words and at stop strings."""
         for request in requests:
             time.sleep(self.options.delay_s)

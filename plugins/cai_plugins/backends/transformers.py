@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,7 +154,7 @@ class TransformersBackend:
 
     # generate ----------------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         """One completion per request; see ``Backend``. Sampling is Gumbel-max with the noise of each row's seed."""
         self._open()
         rows = []

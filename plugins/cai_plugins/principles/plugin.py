@@ -23,6 +23,16 @@ class DrawOptions(BaseModel):
     )
 
 
+class RelevantOptions(DrawOptions):
+    """Options of ``relevant``."""
+
+    # Our choice: related texts have similarities of about 0.1 to 0.5; at 0.2 such a principle is up to twelve times as
+    # likely as an unrelated one, and none is out of the question.
+    temperature: float = Field(
+        0.2, gt=0, description="how much similarity counts; large is uniform, small takes the best"
+    )
+
+
 class NoOptions(BaseModel):
     """No options."""
 
@@ -41,6 +51,13 @@ def make_weighted(options: DrawOptions, context: StageContext) -> PrincipleSampl
     from cai_plugins.principles.samplers import Weighted
 
     return Weighted(options.count)
+
+
+def make_relevant(options: RelevantOptions, context: StageContext) -> PrincipleSampler:
+    """By what the prompt speaks of."""
+    from cai_plugins.principles.samplers import Relevant
+
+    return Relevant(options.count, options.temperature)
 
 
 def make_round_robin(options: NoOptions, context: StageContext) -> PrincipleSampler:
@@ -62,5 +79,6 @@ def cai_register_principle_samplers() -> Iterable[Component[PrincipleSampler]]:
     """The built-in samplers."""
     yield Component("uniform", DrawOptions, make_uniform, "draws uniformly at random, as the paper does")
     yield Component("weighted", DrawOptions, make_weighted, "draws in proportion to each principle's weight")
+    yield Component("relevant", RelevantOptions, make_relevant, "prefers principles that share words with the prompt")
     yield Component("round_robin", NoOptions, make_round_robin, "each in turn over the rounds of a prompt")
     yield Component("all", NoOptions, make_all, "every principle; a label averages over all of them")

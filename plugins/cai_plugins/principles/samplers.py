@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 
 from cai_core.errors import UserError
+from cai_core.text.transcripts import plain_text
+from cai_core.text.words import Relevance
 from cai_core.types.principles import Principle
 from cai_core.types.prompts import Prompt
 
@@ -44,6 +47,41 @@ class Weighted:
             (chosen,) = rng.choices(range(len(left)), weights=[principle.weight for principle in left])
             drawn.append(left.pop(chosen))
         return tuple(drawn)
+
+
+class Relevant:
+    """``count`` different principles, those that speak of what the prompt speaks of more likely.
+
+    Similarity is the cosine of TF-IDF vectors of stemmed words. A principle is drawn with probability proportional to
+    exp(similarity / temperature); where no word is in common all are equally likely.
+    """
+
+    def __init__(self, count: int, temperature: float) -> None:
+        self.count = count
+        self.temperature = temperature
+        self._built: tuple[tuple[Principle, ...], Relevance] | None = None
+
+    def sample(
+        self, principles: Sequence[Principle], *, prompt: Prompt, step: str, index: int, rng: random.Random
+    ) -> tuple[Principle, ...]:
+        """See ``PrincipleSampler``."""
+        left = list(principles)
+        scores = self._relevance(tuple(principles)).scores(plain_text(prompt.messages))
+        weights = [math.exp((score - max(scores)) / self.temperature) for score in scores]
+        drawn: list[Principle] = []
+        while left and len(drawn) < self.count:
+            (chosen,) = rng.choices(range(len(left)), weights=weights)
+            drawn.append(left.pop(chosen))
+            # The rest may be so unlikely that all their weights round to zero.
+            weights.pop(chosen)
+            weights = weights if any(weights) else [1.0] * len(weights)
+        return tuple(drawn)
+
+    def _relevance(self, principles: tuple[Principle, ...]) -> Relevance:
+        if self._built is None or self._built[0] != principles:
+            texts = [" ".join((p.critique, p.revision, p.comparison, *p.tags)) for p in principles]
+            self._built = principles, Relevance(texts)
+        return self._built[1]
 
 
 class RoundRobin:

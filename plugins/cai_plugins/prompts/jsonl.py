@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args
@@ -10,6 +9,7 @@ from typing import Any, cast, get_args
 from cai_core.errors import UserError, UserErrors
 from cai_core.types.prompts import Prompt, PromptKind, Split
 from cai_core.types.records import Conversation, Message, conversation
+from cai_plugins.prompts.common import content_id, split_of
 from cai_plugins.prompts.plugin import JsonlOptions
 
 # Our choice: no prompt is that long, but a file without line breaks is, and reading it whole may not fit in memory.
@@ -86,8 +86,7 @@ class JsonlPrompts:
         if unknown := sorted(set(row) - KEYS):
             raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(KEYS))}")
         messages = _messages(row)
-        content = json.dumps([m.as_dict() for m in messages], ensure_ascii=True).encode()
-        identifier = row.get("id", hashlib.sha256(content).hexdigest()[:16])
+        identifier = row.get("id", content_id(messages))
         if isinstance(identifier, int) and not isinstance(identifier, bool):
             identifier = str(identifier)
         if not isinstance(identifier, str) or not identifier:
@@ -103,8 +102,7 @@ class JsonlPrompts:
                 raise ValueError("borderline prompts are held out; `split` cannot be train")
             split = "heldout"
         if not split:
-            share = int.from_bytes(hashlib.sha256(b"split\0" + identifier.encode()).digest()[:8], "big") / 2**64
-            split = "heldout" if share < self.options.heldout_share else "train"
+            split = split_of(identifier, self.options.heldout_share)
         return Prompt(
             id=identifier,
             messages=messages,
