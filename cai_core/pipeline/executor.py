@@ -55,7 +55,7 @@ class UnitStage(Protocol[T]):
         """(unit name, outcome) for each unit that it takes from ``units``, as they finish, in any order.
 
         It may take one when it has room for it: a unit that follows from an outcome already yielded is among the next
-        ones. It need not take all; it is called again with the rest.
+        ones, also where ``units`` had come to an end before. It need not take all; it is called again with the rest.
         """
         ...
 
@@ -121,22 +121,34 @@ class LocalExecutor:
         """See ``Executor``. ``total``: the number of units expected, for the progress bar."""
         work = _Work(stage, ledger, progress, total, self.chunk, tally or Tally())
         while work.more():
-            given = 0
-
-            def feed() -> Iterator[Unit[T]]:
-                nonlocal given
-                while given < self.most and (unit := work.take()) is not None:
-                    given += 1
-                    yield unit
-
-            for name, outcome in stage.run(feed()):
+            feed = _Feed(work, self.most)
+            for name, outcome in stage.run(feed):
                 work.record(name, outcome)
             if work.out:
                 first = next(iter(work.out))
                 raise PluginError(f"no result came back for {len(work.out)} units, the first is {first!r}")
-            if not given:
+            if not feed.given:
                 raise PluginError("the stage takes no unit, and there are some left")
         return work.tally
+
+
+class _Feed(Generic[T]):
+    """Up to ``most`` units. It ends when there is none at present, and goes on when an outcome has brought more."""
+
+    def __init__(self, work: _Work[T], most: int) -> None:
+        self.work = work
+        self.most = most
+        self.given = 0
+
+    def __iter__(self) -> _Feed[T]:
+        return self
+
+    def __next__(self) -> Unit[T]:
+        unit = self.work.take() if self.given < self.most else None
+        if unit is None:
+            raise StopIteration
+        self.given += 1
+        return unit
 
 
 class _Work(Generic[T]):

@@ -101,7 +101,8 @@ class Backend(Protocol):
         """Yield one completion per request as they finish.
 
         ``requests`` may be an iterator that goes on while completions are yielded: what follows from a completion
-        (its critique, say) is among the next. Take one when there is room for it; taking all at once is allowed.
+        (its critique, say) is among the next, also where the iterator had come to an end before that. Take one when
+        there is room for it; taking all at once is allowed.
         """
         ...
 

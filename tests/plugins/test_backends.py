@@ -12,9 +12,10 @@ from cai_core.errors import CAIError, UserError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import Message, ModelInput
+from cai_plugins.backends.decoding import nucleus
 from cai_plugins.backends.echo import EchoBackend
 from cai_plugins.backends.plugin import EchoOptions, TransformersOptions, cai_register_backends
-from cai_plugins.backends.transformers import TransformersBackend, _nucleus
+from cai_plugins.backends.transformers import TransformersBackend
 
 TEXTS = (
     "How do I bake bread?",
@@ -113,9 +114,11 @@ def test_sampling_follows_the_softmax(backend: TransformersBackend, folder: Path
 
 
 def test_nucleus_keeps_the_smallest_sufficient_set() -> None:
-    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
-    assert torch.isfinite(_nucleus(logits, 0.7)).tolist() == [False, True, False, True]
-    assert torch.isfinite(_nucleus(logits, 0.01)).tolist() == [False, True, False, False]
+    row = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
+    for top_p, kept in ((0.7, [1, 3]), (0.01, [1]), (0.76, [1, 2, 3]), (1.0, [0, 1, 2, 3])):
+        found = nucleus(row, torch.tensor([[top_p]]))
+        assert found[0].nonzero()[:, 0].tolist() == kept
+        assert torch.equal(found[0, kept], row[0, kept])
 
 
 def test_shared_prefix_changes_nothing(folder: Path) -> None:
@@ -124,7 +127,7 @@ def test_shared_prefix_changes_nothing(folder: Path) -> None:
     sharing = TransformersBackend(TransformersOptions(model=str(folder)), "cpu")
     plain = TransformersBackend(TransformersOptions(model=str(folder)), "cpu")
     plain._open()
-    plain._shares_cache = False
+    plain._decoder = None
     forwards = _count_tokens(sharing)
     assert texts(sharing, requests) == texts(plain, requests)
     longest = max(len(sharing._encode(r.input)) for r in requests)
@@ -177,44 +180,53 @@ def test_an_input_that_is_too_long_fails_alone(backend: TransformersBackend) -> 
     assert scored.logprobs == ()
 
 
-def test_out_of_memory_halves_the_batch(folder: Path) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_out_of_memory_halves_the_batch_and_says_so(
+    folder: Path, fast: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     backend = TransformersBackend(TransformersOptions(model=str(folder)), "cpu")
     requests = [ask(i, max_new_tokens=5) for i in range(7)]
+    backend._open()
+    backend._decoder = backend._decoder if fast else None
     expected = texts(backend, requests)
-    generate, sizes = backend._model.generate, []
+    forward, sizes = backend._model.forward, []
 
     def limited(*args: object, **given: torch.Tensor) -> torch.Tensor:
         sizes.append(len(given["input_ids"]))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(*args, **given)
+        return forward(*args, **given)
 
-    backend._model.generate = limited
+    backend._model.forward = limited
     assert texts(backend, requests) == expected
-    assert max(sizes) == 7
+    assert max(sizes) > 2
     assert sizes[-1] <= 2
+    assert "out of memory" in caplog.text
 
     def never(*args: object, **given: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    backend._model.generate = never
+    backend._model.forward = never
     failures = [d.failure for d in backend.generate(requests)]
     assert [f.kind for f in failures if f] == ["infra"] * 7
 
 
-def test_batches_keep_to_the_budget(folder: Path) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_batches_keep_to_the_budget(folder: Path, fast: bool) -> None:
     backend = TransformersBackend(TransformersOptions(model=str(folder), token_budget=200, max_batch=3), "cpu")
     sizes = []
     backend._open()
-    generate = backend._model.generate
+    backend._decoder = backend._decoder if fast else None
+    forward = backend._model.forward
 
     def watched(*args: object, **given: torch.Tensor) -> torch.Tensor:
-        sizes.append(given["input_ids"].shape)
-        return generate(*args, **given)
+        mask = given["attention_mask"]
+        sizes.append((len(mask), mask.shape[-1]))
+        return forward(*args, **given)
 
-    backend._model.generate = watched
+    backend._model.forward = watched
     assert len(texts(backend, [ask(i, max_new_tokens=10) for i in range(10)])) == 10
-    assert all(rows <= 3 and (rows == 1 or rows * (width + 10) <= 200) for rows, width in sizes)
+    assert all(rows <= 3 and (rows == 1 or rows * width <= 200) for rows, width in sizes)
     assert any(rows > 1 for rows, _ in sizes)
 
 

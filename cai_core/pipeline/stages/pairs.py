@@ -53,7 +53,7 @@ class Samples:
 
     def run(self, units: Iterator[Unit[_Sample]]) -> Iterator[tuple[str, Outcome]]:
         """See ``UnitStage``."""
-        for name, completion, payload in run_generation(self.job, self.role, (unit.work.request for unit in units)):
+        for name, completion, payload in run_generation(self.job, self.role, map(_request, units)):
             yield name, plain_outcome(completion, payload)
 
     def follow(self, unit: Unit[_Sample], row: Row) -> Iterable[Unit[_Sample]]:
@@ -72,6 +72,10 @@ class Samples:
         name = f"{self.label}/{prompt.id}/{copy}"
         unit = generation_unit(self.job, self.role, name, ModelInput(messages=messages), self.sampling)
         return Unit(unit.name, unit.identity, _Sample(prompt, copy, unit.work))
+
+
+def _request(unit: Unit[_Sample]) -> GenerateRequest:
+    return unit.work.request
 
 
 @dataclass(frozen=True, slots=True)

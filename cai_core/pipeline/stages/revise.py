@@ -92,12 +92,12 @@ class _Revise:
     def run(self, units: Iterator[Unit[_Step]]) -> Iterator[tuple[str, Outcome]]:
         kinds: dict[str, str] = {}
 
-        def requests() -> Iterator[GenerateRequest]:
-            for unit in units:
-                kinds[unit.name] = unit.work.kind
-                yield unit.work.request
+        def request(unit: Unit[_Step]) -> GenerateRequest:
+            kinds[unit.name] = unit.work.kind
+            return unit.work.request
 
-        for name, completion, payload in run_generation(self.job, "generator", requests()):
+        # Not a generator: once at its end, that would stay there.
+        for name, completion, payload in run_generation(self.job, "generator", map(request, units)):
             if completion.failure:
                 yield name, Outcome(payload, completion.failure)
                 continue

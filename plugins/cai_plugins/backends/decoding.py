@@ -1,0 +1,694 @@
+"""Generation with one batch that never drains: rows that finish make room for others at once.
+
+What is computed once: the tokens that many rows begin with (few-shot examples) are kept apart as *blocks* and attended
+to together by all rows, as in Hydragen (Juravsky et al. 2024); a row that goes on where another one ended (the critique
+after the answer, the revision after the critique) takes over its keys and values.
+
+Rows lie in a buffer of keys and values, [row, head, column, dimension], all ending at the same column: a new token of
+every row goes into the next column. Positions are given to the model, so columns mean nothing to it.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cai_core.types.backend import GenerateRequest, Sampling
+from cai_core.types.records import UnitFailure
+
+log = logging.getLogger(__name__)
+
+NAME = "cai_blocks"
+# Our choices. Under 64 tokens in common, computing them again costs less than keeping them apart; fewer than 4 rows
+# that begin alike make no block; 8192 tokens of blocks are 0.4 GB for a 135M model.
+MIN_SHARED = 64
+MIN_FAMILY = 4
+MAX_BLOCK_TOKENS = 8192
+# Our choice: prompts are read this many tokens at a time, which bounds the attention scores in memory.
+PREFILL_TOKENS = 1024
+# Our choice: rows differ in length, and attention over a part of the batch is as wide as the longest row of that part.
+PARTS = 4
+# Columns to spare when the buffer is made, so that it is moved once in so many steps.
+SLACK = 128
+
+
+@dataclass(slots=True)
+class Row:
+    """A request under way. ``block``: how many of its first tokens are read from a block, which begins at ``offset``
+    of the blocks; its own tokens come after."""
+
+    request: GenerateRequest
+    ids: list[int]
+    tokens: list[int] = field(default_factory=list)
+    block: int = 0
+    offset: int = 0
+    width: int = 0  # columns in use: its own tokens whose keys and values are there
+
+    @property
+    def needs(self) -> int:
+        """Columns that it will need."""
+        return len(self.ids) - self.block + self.request.sampling.max_new_tokens
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Keys and values of a finished row: per layer [head, token, dimension] of ``ids[block:]``."""
+
+    ids: list[int]
+    block: int
+    offset: int
+    parent: str
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Blocks:
+    """Beginnings that rows share, one after the other: per layer [head, token, dimension]."""
+
+    def __init__(self) -> None:
+        self.ids: list[tuple[int, list[int]]] = []  # (offset, tokens)
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.length = 0
+
+    def find(self, ids: Sequence[int]) -> tuple[int, int]:
+        """(tokens in common with the best block, its offset); one token at least stays the row's own."""
+        best = 0, 0
+        for offset, block in self.ids:
+            common = min(_common(ids, block), len(ids) - 1)
+            if common >= MIN_SHARED and common > best[0]:
+                best = common, offset
+        return best
+
+    def add(self, ids: list[int], cache: Cache) -> None:
+        """Append what a forward pass over ``ids`` left in ``cache``."""
+        new = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        if self.layers:
+            new = [
+                (torch.cat([k, nk], 1), torch.cat([v, nv], 1))
+                for (k, v), (nk, nv) in zip(self.layers, new, strict=True)
+            ]
+        self.layers = new
+        self.ids.append((self.length, ids))
+        self.length += len(ids)
+
+
+class _Layer(CacheLayerMixin):
+    """One layer of a buffer. ``update`` writes at ``place`` and returns the columns from ``first`` on."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, owner: _Buffer) -> None:
+        super().__init__()
+        self.owner = owner
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Done by the owner."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See ``CacheLayerMixin``."""
+        owner = self.owner
+        rows, heads, new, width = key_states.shape
+        if self.keys is None:
+            shape = (owner.rows, heads, owner.columns, width)
+            # Every column is written before it is read: a buffer that begins with its first column.
+            self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
+        end = owner.place + new
+        self.keys[:rows, :, owner.place : end] = key_states
+        self.values[:rows, :, owner.place : end] = value_states
+        return self.keys[:rows, :, owner.first : end], self.values[:rows, :, owner.first : end]
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self.owner.place
+
+    def get_max_length(self) -> int:
+        """Columns there are."""
+        return self.owner.columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The mask is always given."""
+        return self.owner.place + query_length - self.owner.first, 0
+
+
+class _Buffer:
+    """Keys and values of all layers, [rows, head, columns, dimension]; ``cache`` is what the model is given."""
+
+    def __init__(self, layers: int, rows: int, columns: int) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.first = 0
+        self.place = 0
+        self.cache = Cache(layers=[_Layer(self) for _ in range(layers)])
+
+    def tensors(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer."""
+        for layer in self.cache.layers:
+            yield layer.keys, layer.values
+
+
+class _State:
+    """What attention needs to know beyond its arguments: the blocks, and which of their tokens each row sees."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.mask: torch.Tensor | None = None  # [rows, 1, 1, block tokens]; None where no row uses a block
+        self.parts: list[tuple[int, int, int]] = []  # rows from, rows to, first column that they need
+
+
+_STATE = _State()
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over a row's own columns and its block. query [rows, heads, new, dim]; key, value [rows, kv heads,
+    columns, dim]; mask [rows, 1, new, columns], True where it may look."""
+    if not _STATE.active:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise NotImplementedError("attention with a soft cap, sinks or a position bias")
+    rows, heads, new, dim = query.shape
+    shared = key.shape[1]
+    group = heads // shared
+    scaling = dim**-0.5 if scaling is None else scaling
+    assert attention_mask is not None
+    # The query heads that share a key head become more queries of it, so that keys and values are not repeated.
+    query = query.reshape(rows, shared, group * new, dim)
+    mask = attention_mask
+    if group > 1 and new > 1:
+        mask = mask[:, :, None].expand(rows, 1, group, new, -1).reshape(rows, 1, group * new, -1)
+    if _STATE.mask is None:
+        mask = mask.expand(rows, 1, group * new, -1)
+        found = torch.cat(
+            [
+                functional.scaled_dot_product_attention(
+                    query[a:b], key[a:b, :, c:], value[a:b, :, c:], attn_mask=mask[a:b, ..., c:], scale=scaling
+                )
+                for a, b, c in _STATE.parts
+            ]
+        )
+    else:
+        found = _with_block(query, key, value, mask, scaling, *_STATE.blocks[module.layer_idx], _STATE.mask)  # type: ignore[index]
+    return found.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+
+
+def _with_block(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float,
+    block_key: torch.Tensor, block_value: torch.Tensor, block_mask: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    rows, shared, queries, dim = query.shape
+    length = block_key.shape[1]
+    own = torch.matmul(query, key.transpose(2, 3))
+    # One product for all rows: they look at the same tokens.
+    together = query.transpose(0, 1).reshape(shared, rows * queries, dim)
+    block = torch.bmm(together, block_key.transpose(1, 2)).view(shared, rows, queries, length).transpose(0, 1)
+    least = torch.finfo(torch.float32).min
+    scores = torch.cat(
+        [
+            (block.float() * scaling).masked_fill(~block_mask, least),
+            (own.float() * scaling).masked_fill(~mask, least),
+        ],
+        -1,
+    )
+    weights = scores.softmax(-1).to(value.dtype)
+    on_block = weights[..., :length].transpose(0, 1).reshape(shared, rows * queries, length)
+    from_block = torch.bmm(on_block, block_value).view(shared, rows, queries, -1).transpose(0, 1)
+    return torch.matmul(weights[..., length:], value) + from_block
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+class Decoder:
+    """Runs rows of one model. ``most`` rows and about ``budget`` columns at a time."""
+
+    def __init__(self, model: Any, ends: Sequence[int], decode: Callable[[list[int]], str], most: int, budget: int):
+        self.model = model
+        self.ends = frozenset(ends)
+        self.decode = decode
+        self.most = most
+        self.budget = budget
+        self.device = model.device
+        self.layers = len(DynamicCache(config=model.config).layers) or model.config.get_text_config().num_hidden_layers
+        self.blocks = _Blocks()
+        self.kept: OrderedDict[str, _Kept] = OrderedDict()
+        self.active: list[Row] = []
+        self.buffer: _Buffer | None = None
+        self.computed = 0  # tokens that went through the model
+        self.positions = 0  # those, and the padding and the tokens of ended rows among them
+
+    def works(self) -> bool:
+        """Whether this model gives the same logits this way as in a plain pass: read at once, and token by token after
+        a block. Any failure means that it does not."""
+        ids = [int(i) for i in torch.arange(3, 3 + MIN_SHARED + 12) % self.model.get_input_embeddings().num_embeddings]
+        rows = [Row(GenerateRequest("", None, Sampling(4), 0), ids[: len(ids) - n]) for n in (1, 4)]  # type: ignore[arg-type]
+        try:
+            with torch.inference_mode():
+                inputs = [torch.tensor([row.ids], device=self.device) for row in rows]
+                plain = [self.model(input_ids=given).logits[0, -1] for given in inputs]
+                for blocked in (False, True):
+                    if blocked:
+                        self._add_block(ids[:MIN_SHARED])
+                    first = self._admit([Row(row.request, row.ids) for row in rows])
+                    for row, logits in zip(self.active, first, strict=True):
+                        row.tokens.append(int(ids[len(row.ids)]))
+                        wanted = plain[0 if len(row.ids) == len(rows[0].ids) else 1]
+                        if not _close(logits, wanted):
+                            return False
+                    second = self._step()
+                    for row, logits in zip(self.active, second, strict=True):
+                        whole = torch.tensor([row.ids + row.tokens], device=self.device)
+                        if not _close(logits, self.model(input_ids=whole).logits[0, -1]):
+                            return False
+                    self._clear()
+        except Exception as error:  # an architecture may break in any way
+            log.info("the fast decoder does not fit this model: %s", error)
+            return False
+        finally:
+            self._clear()
+            self.blocks = _Blocks()
+            self.computed = self.positions = 0
+        return True
+
+    def run(self, pull: Callable[[], Row | None]) -> Iterator[tuple[Row, UnitFailure | None]]:
+        """Yield rows as they finish, with their ``tokens``. ``pull`` gives the next row, or None when there is none at
+        present: it is asked again after every yield."""
+        pool: list[Row] = []
+        try:
+            while True:
+                while len(pool) < self.most and (row := pull()) is not None:
+                    pool.append(row)
+                if not pool and not self.active:
+                    return
+                new = self._choose(pool)
+                try:
+                    with torch.inference_mode():
+                        logits = self._admit(new) if new else self._step()
+                        done = self._take(self.active[-len(new) :] if new else self.active, logits)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    failed = self._shrink(new, pool)
+                    if failed is not None:
+                        yield failed, UnitFailure("infra", "out of memory with this request alone in the batch")
+                    continue
+                for row in done:
+                    yield row, None
+        finally:
+            self._clear()
+
+    # which rows --------------------------------------------------------------------------------------------------
+
+    def _choose(self, pool: list[Row]) -> list[Row]:
+        """Rows to begin with now: those that go on from a row that is kept, then the longest. Taken out of ``pool``."""
+        room = self.most - len(self.active)
+        # A few places are worth waiting for more: reading prompts one by one wastes a GPU, and not a CPU.
+        least = 1 if self.device.type == "cpu" or not self.active else max(1, self.most // 8)
+        if not pool or room < least:
+            return []
+        self._find_blocks(pool)
+        for row in pool:
+            row.block, row.offset = self.blocks.find(row.ids)
+        pool.sort(key=lambda row: (row.request.parent not in self.kept, -len(row.ids), row.request.id))
+        widest = max([0, *(row.needs for row in self.active)])
+        chosen: list[Row] = []
+        for row in list(pool):
+            widest = max(widest, row.needs)
+            rows = len(self.active) + len(chosen) + 1
+            if len(chosen) == room or (rows > 1 and rows * widest > self.budget):
+                break
+            chosen.append(row)
+            pool.remove(row)
+        return chosen
+
+    def _find_blocks(self, pool: Sequence[Row]) -> None:
+        families: dict[tuple[int, ...], list[Row]] = {}
+        for row in pool:
+            if len(row.ids) > MIN_SHARED and row.request.parent not in self.kept:
+                families.setdefault(tuple(row.ids[:MIN_SHARED]), []).append(row)
+        for family in families.values():
+            if len(family) < MIN_FAMILY:
+                continue
+            first, last = min(row.ids for row in family), max(row.ids for row in family)
+            shared = min(_common(first, last), min(len(row.ids) for row in family) - 1)
+            # A block that covers nine tenths of it already will do.
+            if shared >= MIN_SHARED and self.blocks.find(first[: shared + 1])[0] < 0.9 * shared:
+                if self.blocks.length + shared > MAX_BLOCK_TOKENS:
+                    if self.active:
+                        continue
+                    self.blocks = _Blocks()
+                    self.kept.clear()  # what is kept counts from a block
+                with torch.inference_mode():
+                    self._add_block(first[:shared])
+
+    def _add_block(self, ids: list[int]) -> None:
+        cache = DynamicCache(config=self.model.config)
+        self.model(input_ids=torch.tensor([ids], device=self.device), past_key_values=cache, use_cache=True,
+                   logits_to_keep=1)  # fmt: skip
+        self.computed += len(ids)
+        self.positions += len(ids)
+        self.blocks.add(ids, cache)
+
+    # the model ---------------------------------------------------------------------------------------------------
+
+    def _admit(self, new: list[Row]) -> torch.Tensor:
+        """Read the prompts of ``new`` rows and add them to the batch; the logits after each, [rows, vocabulary]."""
+        starts = [self._inherited(row) for row in new]
+        logits: list[torch.Tensor | None] = [None] * len(new)
+        order = sorted(range(len(new)), key=lambda i: -(len(new[i].ids) - new[i].block - starts[i][0]))
+        own: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in new]
+        while order:
+            longest = len(new[order[0]].ids) - new[order[0]].block - starts[order[0]][0]
+            some = order[: max(1, PREFILL_TOKENS // longest)]
+            order = order[len(some) :]
+            found, layers = self._read([new[i] for i in some], [starts[i] for i in some])
+            for place, i in enumerate(some):
+                logits[i], own[i] = found[place], layers[place]
+        self._insert(new, own)
+        return torch.stack([row for row in logits if row is not None])
+
+    def _inherited(self, row: Row) -> tuple[int, _Kept | None]:
+        """How many of the row's own tokens a kept row has keys and values for, and that row."""
+        best: tuple[int, _Kept | None] = 0, None
+        name = row.request.parent
+        for _ in range(4):  # the answer before the critique before the revision
+            kept = self.kept.get(name)
+            if kept is None:
+                break
+            common = min(_common(row.ids, kept.ids), len(row.ids) - 1)
+            # The same tokens of the same block, or none, must come before.
+            fits = kept.block == row.block and (not row.block or kept.offset == row.offset)
+            if fits and common - row.block > best[0]:
+                best = common - row.block, kept
+            name = kept.parent
+        return best
+
+    def _read(
+        self, rows: list[Row], starts: list[tuple[int, _Kept | None]]
+    ) -> tuple[torch.Tensor, list[list[tuple[torch.Tensor, torch.Tensor]]]]:
+        """One forward pass over the prompts, less what is there: the last logits of each row, and keys and values of
+        all its own tokens per layer."""
+        rest = [row.ids[row.block + start :] for row, (start, _) in zip(rows, starts, strict=True)]
+        before = max(start for start, _ in starts)
+        width = max(len(ids) for ids in rest)
+        buffer = _Buffer(self.layers, len(rows), before + width)
+        buffer.place = before
+        if before:
+            kept = next(k for _, k in starts if k is not None)
+            for number, layer in enumerate(buffer.cache.layers):
+                keys, values = kept.layers[number]
+                shape = (len(rows), keys.shape[0], before + width)
+                layer.keys = keys.new_zeros((*shape, keys.shape[2]))
+                layer.values = values.new_zeros((*shape, values.shape[2]))
+                for i, (start, source) in enumerate(starts):
+                    if source is not None:
+                        layer.keys[i, :, before - start : before] = source.layers[number][0][:, :start]
+                        layer.values[i, :, before - start : before] = source.layers[number][1][:, :start]
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        positions = torch.zeros_like(ids)
+        mask = torch.zeros((len(rows), 1, width, before + width), dtype=torch.bool)
+        later = torch.ones((width, width), dtype=torch.bool).tril()
+        for i, (row, tokens) in enumerate(zip(rows, rest, strict=True)):
+            start, pad = starts[i][0], width - len(tokens)
+            ids[i, pad:] = torch.tensor(tokens)
+            positions[i, pad:] = torch.arange(row.block + start, len(row.ids))
+            mask[i, 0, :, before - start : before] = True
+            mask[i, 0, :, before + pad :] = later[:, pad:]
+            mask[i, 0, :pad, before:] = True  # padding must look somewhere; what it sees is thrown away
+        logits = self._forward(rows, ids, positions, mask, buffer, [(0, len(rows), 0)])
+        self.computed += sum(len(tokens) for tokens in rest)
+        self.positions += ids.numel()
+        own = [
+            [
+                (
+                    torch.cat([k[i, :, before - start : before], k[i, :, before + width - len(tokens) :]], 1),
+                    torch.cat([v[i, :, before - start : before], v[i, :, before + width - len(tokens) :]], 1),
+                )
+                for k, v in buffer.tensors()
+            ]
+            for i, (tokens, (start, _)) in enumerate(zip(rest, starts, strict=True))
+        ]
+        return logits, own
+
+    def _insert(self, new: list[Row], own: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+        """Put rows into the buffer behind the active ones, so that they end where those end."""
+        for row in new:
+            row.width = len(row.ids) - row.block
+        self._reserve(len(self.active) + len(new), max(row.width for row in new))
+        assert self.buffer is not None
+        place = self.buffer.place
+        for number, layer in enumerate(self.buffer.cache.layers):
+            for i, (row, layers) in enumerate(zip(new, own, strict=True), start=len(self.active)):
+                keys, values = layers[number]
+                if layer.keys is None:
+                    shape = (self.buffer.rows, keys.shape[0], self.buffer.columns)
+                    layer.keys = keys.new_zeros((*shape, keys.shape[2]))
+                    layer.values = values.new_zeros((*shape, values.shape[2]))
+                layer.keys[i, :, place - row.width : place] = keys
+                layer.values[i, :, place - row.width : place] = values
+        self.active += new
+
+    def _reserve(self, rows: int, width: int) -> None:
+        """Make sure that the buffer has ``rows`` rows, ``width`` columns before its end and a column after it."""
+        old = self.buffer
+        used = max([width, *(row.width for row in self.active)])
+        if old is not None and not self.active and rows <= old.rows and width < old.columns:
+            old.place, old.first = width, 0
+            return
+        if old is not None and rows <= old.rows and width <= old.place < old.columns:
+            old.first = old.place - used
+            return
+        columns = used + SLACK + max((row.request.sampling.max_new_tokens for row in self.active), default=SLACK)
+        fresh = _Buffer(self.layers, max(rows, min(self.most, old.rows if old else 0)), columns)
+        fresh.place, fresh.first = used, 0
+        if old is not None and self.active:
+            for target, (keys, values) in zip(fresh.cache.layers, old.tensors(), strict=True):
+                target.keys = keys.new_zeros((fresh.rows, keys.shape[1], columns, keys.shape[3]))
+                target.values = values.new_zeros((fresh.rows, values.shape[1], columns, values.shape[3]))
+                count = min(used, old.place)
+                source = slice(old.place - count, old.place)
+                target.keys[: len(self.active), :, used - count : used] = keys[: len(self.active), :, source]
+                target.values[: len(self.active), :, used - count : used] = values[: len(self.active), :, source]
+        self.buffer = fresh
+
+    def _step(self) -> torch.Tensor:
+        """One token for every active row: its last one goes in, the logits after it come out, [rows, vocabulary]."""
+        self._reserve(len(self.active), 0)
+        buffer = self.buffer
+        assert buffer is not None
+        ids = torch.tensor([[row.tokens[-1]] for row in self.active])
+        positions = torch.tensor([[len(row.ids) + len(row.tokens) - 1] for row in self.active])
+        columns = torch.arange(buffer.first, buffer.place + 1)
+        begins = torch.tensor([buffer.place - row.width for row in self.active])
+        mask = (columns[None] >= begins[:, None])[:, None, None]
+        size = -(-len(self.active) // PARTS)
+        parts = []
+        for start in range(0, len(self.active), size):
+            part = self.active[start : start + size]
+            first = buffer.place - max(row.width for row in part)
+            parts.append((start, start + len(part), first - buffer.first))
+        logits = self._forward(self.active, ids, positions, mask, buffer, parts)
+        buffer.place += 1
+        for row in self.active:
+            row.width += 1
+        self.computed += len(self.active)
+        self.positions += len(self.active)
+        return logits
+
+    def _forward(
+        self,
+        rows: Sequence[Row],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        buffer: _Buffer,
+        parts: list[tuple[int, int, int]],
+    ) -> torch.Tensor:
+        _STATE.mask, _STATE.parts = None, parts
+        if any(row.block for row in rows):
+            columns = torch.arange(self.blocks.length)[None]
+            begins = torch.tensor([row.offset for row in rows])[:, None]
+            ends = begins + torch.tensor([row.block for row in rows])[:, None]
+            _STATE.mask = ((columns >= begins) & (columns < ends))[:, None, None].to(self.device)
+        _STATE.active, _STATE.blocks = True, self.blocks.layers
+        try:
+            return self.model(
+                input_ids=ids.to(self.device),
+                position_ids=positions.to(self.device),
+                attention_mask=mask.to(self.device),
+                past_key_values=buffer.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        finally:
+            _STATE.active, _STATE.blocks, _STATE.mask = False, [], None
+
+    # what comes out ----------------------------------------------------------------------------------------------
+
+    def _take(self, rows: list[Row], logits: torch.Tensor) -> list[Row]:
+        """Draw each row's next token; the rows that end with it leave the batch."""
+        drawn = draw(
+            logits, [row.request.sampling for row in rows], [row.request.seed for row in rows],
+            [len(row.tokens) for row in rows],
+        )  # fmt: skip
+        done = []
+        for row, token in zip(list(rows), drawn, strict=True):
+            row.tokens.append(token)
+            if self._ended(row):
+                done.append(row)
+        for row in done:
+            self._remove(self.active.index(row))
+        return done
+
+    def _ended(self, row: Row) -> bool:
+        if row.tokens[-1] in self.ends or len(row.tokens) >= row.request.sampling.max_new_tokens:
+            return True
+        stops = row.request.input.stop
+        if not stops:
+            return False
+        # A token has at least a byte, so the stop string that the new token completes lies in this tail.
+        tail = max(len(stop.encode()) for stop in stops) + 8
+        text = self.decode(row.tokens[-tail:])
+        return any(stop in text for stop in stops)
+
+    def _remove(self, index: int) -> None:
+        """Keep what the row leaves, and close the gap with the last row."""
+        row, buffer, last = self.active[index], self.buffer, len(self.active) - 1
+        assert buffer is not None
+        ids = (row.ids + row.tokens)[: row.block + row.width]
+        columns = slice(buffer.place - row.width, buffer.place)
+        layers = [(k[index, :, columns].clone(), v[index, :, columns].clone()) for k, v in buffer.tensors()]
+        self.kept[row.request.id] = _Kept(ids, row.block, row.offset, row.request.parent, layers)
+        total = sum(len(kept.ids) - kept.block for kept in self.kept.values())
+        while total > self.budget and self.kept:
+            _, oldest = self.kept.popitem(last=False)
+            total -= len(oldest.ids) - oldest.block
+        if index != last:
+            begins = buffer.place - self.active[last].width
+            for keys, values in buffer.tensors():
+                keys[index, :, begins : buffer.place] = keys[last, :, begins : buffer.place]
+                values[index, :, begins : buffer.place] = values[last, :, begins : buffer.place]
+            self.active[index] = self.active[last]
+        self.active.pop()
+
+    # trouble -----------------------------------------------------------------------------------------------------
+
+    def _shrink(self, new: list[Row], pool: list[Row]) -> Row | None:
+        """After memory ran out: half as many rows from now on, all begun again. The row that fails alone, if so."""
+        rows = [*self.active, *(row for row in new if row not in self.active)]
+        self._clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(rows) <= 1:
+            return rows[0] if rows else None
+        self.most = max(1, len(rows) // 2)
+        log.warning("out of memory with %d rows: going on with %d at a time", len(rows), self.most)
+        for row in rows:
+            row.tokens.clear()
+        pool[:0] = rows
+        return None
+
+    def _clear(self) -> None:
+        self.active.clear()
+        self.buffer = None
+        self.kept.clear()
+
+
+def draw(
+    logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]
+) -> list[int]:
+    """A token per row of ``logits`` [rows, vocabulary]: the first one at which the cumulative probability passes a
+    number in [0, 1) that is a hash of the row's seed and step. Nothing else in the batch has a part in it."""
+    logits = logits.float()
+    tokens = logits.argmax(-1).tolist()
+    sampled = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if not sampled:
+        return [int(token) for token in tokens]
+    heat = torch.tensor([[samplings[i].temperature] for i in sampled], device=logits.device)
+    probabilities = (logits[sampled] / heat).softmax(-1)
+    top_p = torch.tensor([[samplings[i].top_p] for i in sampled], device=logits.device)
+    probabilities = nucleus(probabilities, top_p)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    numbers = torch.tensor([[uniform(seeds[i], steps[i])] for i in sampled], dtype=torch.float64, device=logits.device)
+    wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, wanted, right=True)[:, 0].tolist()
+    for i, token in zip(sampled, found, strict=True):
+        tokens[i] = token
+    return [int(token) for token in tokens]
+
+
+def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """``probabilities`` [rows, vocabulary] with zeros outside of the smallest set of the likeliest tokens that has at
+    least ``top_p`` [rows, 1] of the mass (tokens as likely as the last one are in it too)."""
+    narrow = [i for i, p in enumerate(top_p[:, 0].tolist()) if p < 1]
+    if not narrow:
+        return probabilities
+    every = len(narrow) == len(top_p)
+    some, limit = (probabilities, top_p) if every else (probabilities[narrow], top_p[narrow])
+    # Sorting the whole vocabulary is slow, and the first thousand tokens nearly always have enough of the mass.
+    ordered = some.topk(min(1024, some.shape[1]), -1).values
+    if bool((ordered.sum(-1, keepdim=True) < limit).any()):
+        ordered = some.sort(-1, descending=True).values
+    before = ordered.cumsum(-1) - ordered
+    least = ordered.gather(1, ((before < limit).sum(-1, keepdim=True) - 1).clamp_min(0))
+    some = some.masked_fill(some < least, 0.0)
+    if every:
+        return some
+    result = probabilities.clone()
+    result[narrow] = some
+    return result
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) with 53 random bits, from ``seed`` and ``step`` alone, on every machine the same."""
+    hashed = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    return (int.from_bytes(hashed, "big") >> 11) * 2.0**-53
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the words of Python, CUDA or PyTorch on a CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning; found by halving, since comparing slices is fast."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if list(a[low:middle]) == list(b[low:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to what the number format loses on the way."""
+    tolerance = 1e-3 if a.dtype == torch.float32 else 0.3
+    return bool(torch.isfinite(a).all()) and bool((a.float() - b.float()).abs().max() < tolerance)
