@@ -18,6 +18,7 @@ from cai_core.yamlio import Lines, load_yaml, near_name
 
 SCHEMA_VERSION = 1
 ROLES = ("generator", "sft_base", "judge", "judge_cot", "reward_base", "policy", "reference")
+BACKEND_ROLES = ("generator", "judge", "policy")
 MAX_BYTES = 1_000_000  # a recipe is written by hand; our choice, far above any real one
 
 
@@ -135,8 +136,12 @@ class Recipe(_Model):
     summary: str = Field("", description="one line for people")
     seed: int = Field(0, ge=0, lt=2**63, description="every unit derives its own seed from it")
     constitution: str = Field("harmless", description="name of a built-in constitution, or a YAML file")
-    models: dict[str, str] = Field(description="role -> catalog name, hub id or folder; `base` serves all roles")
+    models: dict[str, str] = Field(description="role -> catalog name, hub id, folder or server:NAME; `base` serves all")
     backend: ComponentRef = ComponentRef(name="cai-core/transformers")
+    backends: dict[str, ComponentRef] = Field(
+        default_factory=dict,
+        description="role -> backend of its stages: generator (revise), judge (label, audit), policy (pairs, answers)",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; not part of any digest")
     prompts: ComponentRef | None = None
     contamination: Literal["block", "drop", "allow"] = Field(
@@ -231,17 +236,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeFile:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise UserErrors([_problem(holder, item) for item in error.errors()]) from None
-    unknown = [role for role in recipe.models if role not in ("base", *ROLES)]
-    if unknown:
-        problems = []
-        for role in unknown:
-            problems.append(
-                UserError(
-                    f"unknown role {role!r}",
-                    where=holder.where(("models", role)),
-                    hint=f"{near_name(role, ('base', *ROLES))} Roles: base, {', '.join(ROLES)}.".strip(),
-                )
-            )
+    problems = []
+    for section, known in (("models", ("base", *ROLES)), ("backends", BACKEND_ROLES)):
+        for role in getattr(recipe, section):
+            if role not in known:
+                hint = f"{near_name(role, known)} Roles: {', '.join(known)}.".strip()
+                problems.append(UserError(f"unknown role {role!r}", where=holder.where((section, role)), hint=hint))
+    if problems:
         raise UserErrors(problems)
     return RecipeFile(recipe, str(path), path.parent, text, lines)
 

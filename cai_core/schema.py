@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cai_core.recipe import ROLES, Recipe
+from cai_core.recipe import BACKEND_ROLES, ROLES, Recipe
 from cai_core.registry import KINDS, Offer, Registry
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -43,6 +43,12 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     for name, kind in (("evaluate", "evaluator"), ("report", "reporter")):
         one = {"$ref": f"#/$defs/kind.{kind}"}
         properties[name] = _or(properties[name], one, {"type": "array", "items": one, "minItems": 1})
+    properties["backends"] = {
+        "type": "object",
+        "description": properties["backends"]["description"],
+        "properties": {role: {"$ref": "#/$defs/kind.backend"} for role in BACKEND_ROLES},
+        "additionalProperties": False,
+    }
     properties["models"] |= {
         "properties": {role: {"type": "string"} for role in ("base", *ROLES)},
         "additionalProperties": False,

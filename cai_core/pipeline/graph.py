@@ -176,7 +176,7 @@ class _Builder:
                 return None
             uses = self._uses([("prompts", recipe.prompts, ("prompts",))], recipe, backend=False)
             if any(use.roles for use in uses):  # it asks a model, so it needs a backend and a worker
-                uses = self._uses([("prompts", recipe.prompts, ("prompts",))], recipe)
+                uses = self._uses([("prompts", recipe.prompts, ("prompts",))], recipe, role="generator")
             settings: dict[str, Any] = {"limit": self.limit, "contamination": recipe.contamination}
             return Stage("", kind, {}, self._roles(recipe, uses, {}), uses, settings)
         if kind == "revise":
@@ -189,6 +189,7 @@ class _Builder:
                     ("principle_sampler", section.principle_sampler, ("revise", "principle_sampler")),
                 ],
                 recipe,
+                role="generator",
             )
             settings = section.model_dump(exclude={"critique_template", "principle_sampler"})
             settings["long_prompts"] = recipe.long_prompts
@@ -202,13 +203,13 @@ class _Builder:
         if kind == "audit":
             if recipe.label is None or recipe.label.audit is None:
                 return None
-            uses = self._uses([("evaluator", recipe.label.audit, ("label", "audit"))], recipe)
+            uses = self._uses([("evaluator", recipe.label.audit, ("label", "audit"))], recipe, role="judge")
             models = self._roles(recipe, uses, self._models(recipe, "judge"))
             return Stage("", kind, {}, models, uses, {"models": ["judge"]})
         if kind == "pairs":
             if recipe.pairs is None or not self._needs(kind, latest, "prompts"):
                 return None
-            uses = self._uses([], recipe)
+            uses = self._uses([], recipe, role="policy")
             policy = self._policy(recipe, latest)
             settings = {"sampling": _sampling(recipe.pairs.sampling), "long_prompts": recipe.long_prompts}
             return Stage("", kind, {"prompts": latest["prompts"]}, {"policy": policy}, uses, settings)
@@ -221,6 +222,7 @@ class _Builder:
                     ("principle_sampler", recipe.label.principle_sampler, ("label", "principle_sampler")),
                 ],
                 recipe,
+                role="judge",
             )
             models = self._roles(recipe, uses, self._models(recipe, "judge"))
             return Stage("", kind, {"pairs": latest["pairs"]}, models, uses)
@@ -255,7 +257,7 @@ class _Builder:
                 models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)
             else:
                 models[name] = ModelUse(name=name)
-            uses = self._uses([], recipe)
+            uses = self._uses([], recipe, role="policy")
             self._put(
                 Stage(
                     f"answers[{name}]",
@@ -289,6 +291,7 @@ class _Builder:
         recipe: Recipe,
         *,
         backend: bool = True,
+        role: str = "",
         always: tuple[str, ...] = (),
     ) -> tuple[ComponentUse, ...]:
         """Resolve ``wanted``, what those declare to need, the kinds in ``always`` and the backend."""
@@ -305,7 +308,7 @@ class _Builder:
             kind = needs.pop(0)
             if any(use.kind == kind for use in uses):
                 continue
-            ref, path = _default(kind, recipe)
+            ref, path = _default(kind, recipe, role)
             use = self.resolver.use(kind, ref, self.file, path, self.problems)
             if use is not None:
                 uses.append(use)
@@ -367,9 +370,12 @@ class _Builder:
         self.problems.append(UserError(message, where=self.file.where(path), hint=hint))
 
 
-def _default(kind: str, recipe: Recipe) -> tuple[ComponentRef, tuple[str | int, ...]]:
-    """The recipe's component of a kind that another component needs, or the built-in one."""
+def _default(kind: str, recipe: Recipe, role: str) -> tuple[ComponentRef, tuple[str | int, ...]]:
+    """The recipe's component of a kind that another component needs, or the built-in one. ``role``: of the model that
+    the stage asks first."""
     if kind == "backend":
+        if role in recipe.backends:
+            return recipe.backends[role], ("backends", role)
         return recipe.backend, ("backend",)
     if kind == "trainer":
         return recipe.sft or ComponentRef(name="cai-core/sft"), ("sft",)

@@ -13,6 +13,7 @@ from cai_core.models.catalog import CATALOG, is_cached, model_path, pull
 from cai_core.store.canonical import digest, file_sha256, write_json
 from cai_core.yamlio import near_name
 
+SERVED = "server:"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?$")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
 
@@ -20,12 +21,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.m
 @dataclass(frozen=True, slots=True)
 class ExternalModel:
     """``digest`` names the content: of a folder its files, of a catalog model the pinned source, of a hub id the id
-    and revision (what the hub serves under a moving revision is not covered)."""
+    and revision (what the hub serves under a moving revision is not covered), of a server's model its name."""
 
     name: str
-    source: str  # "catalog", "folder" or "hub"
+    source: str  # "catalog", "folder", "hub" or "server"
     digest: str
-    location: str  # folder or hub id; of a catalog model where it will be
+    location: str  # folder, hub id or server:NAME; of a catalog model where it will be
 
 
 def locate(name: str, folder: Path, where: str, digests: Path) -> ExternalModel:
@@ -33,6 +34,10 @@ def locate(name: str, folder: Path, where: str, digests: Path) -> ExternalModel:
 
     folder: relative paths start here. digests: a file that remembers hashes of large files.
     """
+    if name.startswith(SERVED):
+        if name == SERVED or len(name) > 200:
+            raise UserError(f"{name!r} names no model", where=where, hint="write server:NAME, as the server calls it")
+        return ExternalModel(name, "server", digest({"server": name.removeprefix(SERVED)}), name)
     if name in CATALOG:
         entry = CATALOG[name]
         identity = {"catalog": name, "sha256": entry.joined_sha256, "revision": entry.revision}
@@ -44,7 +49,8 @@ def locate(name: str, folder: Path, where: str, digests: Path) -> ExternalModel:
         return ExternalModel(name, "folder", _folder_digest(path, digests), str(path.resolve()))
     if _HUB_ID.match(name):
         return ExternalModel(name, "hub", digest({"hub": name}), name)
-    hint = f"{near_name(name, CATALOG)} Catalog: {', '.join(CATALOG)}; or a folder, or a hub id like owner/name"
+    others = "or a folder, a hub id like owner/name, or server:NAME"
+    hint = f"{near_name(name, CATALOG)} Catalog: {', '.join(CATALOG)}; {others}"
     raise UserError(f"unknown model {name!r}", where=where, hint=hint.strip())
 
 

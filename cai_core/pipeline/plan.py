@@ -83,6 +83,16 @@ def make_plan(
                 )
                 if found is not None:
                     models[name] = found
+    for stage in graph.stages if graph is not None else ():
+        for role, use in stage.models.items():
+            if stage.kind in ("sft", "reward", "rl") and use.name in models and models[use.name].source == "server":
+                problems.append(
+                    UserError(
+                        f"the stage {stage.id} trains the model in the role {role!r}, and {use.name} is on a server",
+                        where=file.where(("models", role)),
+                        hint=f"give models.{role} a folder, a catalog name or a hub id",
+                    )
+                )
     if problems:
         unique = {str(problem): problem for problem in problems}
         raise UserErrors(list(unique.values()))

@@ -172,10 +172,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"engine": [], "batches of 32": [], "one at a time": []}
     counts: dict[str, int] = {}
     for repeat in range(args.repeats):
-        before = engine._decoder.computed, engine._decoder.positions
+        before = dict(engine._decoder.shared)
         took, counts["engine"] = run_engine(engine, chains(args.prompts), args.tokens, args.natural)
-        computed = engine._decoder.computed - before[0]
-        padded = engine._decoder.positions - before[1]
+        computed = engine._decoder.shared["computed"] - before["computed"]
+        padded = engine._decoder.shared["positions"] - before["positions"]
         seconds["engine"].append(took)
         took, counts["batches of 32"] = plain.run(chains(args.prompts), 32)
         seconds["batches of 32"].append(took)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cai_core.plugins import load_plugins
 from cai_core.testing import (
     BackendConformance,
@@ -24,6 +26,7 @@ from cai_core.testing import (
 )
 from cai_core.testing.context import TestContext
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest
+from servers import FaultServer
 
 SFT = {"lora": None, "learning_rate": 1e-2, "batch_size": 4}
 
@@ -34,6 +37,24 @@ class TestTransformers(BackendConformance):
 
 class TestEcho(BackendConformance):
     component_id = "cai-core/echo"
+
+
+class TestOpenAI(BackendConformance):
+    component_id = "cai-core/openai"
+    options = {"model": "server:m"}
+    local = False
+    deviations = {
+        "test_scores_are_log_probabilities": "a server scores text; for conversations it needs the option tokenizer"
+    }
+
+    @pytest.fixture(autouse=True)
+    def _server(self) -> Iterator[None]:
+        with FaultServer() as self.server:
+            self.server.fault = lambda number, body: "400" if len(str(body)) > 5000 else ""
+            yield
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        return super().make(context, **{**changed, "model": "server:m", "base_url": self.server.url})
 
 
 class TestBuiltin(PromptSourceConformance):

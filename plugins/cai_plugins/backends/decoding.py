@@ -15,6 +15,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -247,16 +248,16 @@ class Decoder:
         self.model = model
         self.ends = frozenset(ends)
         self.decode = decode
-        self.most = most
         self.budget = budget
+        # What several runs share: how many rows memory has room for, and the tokens that went through the model, with
+        # the padding and without.
+        self.shared = {"most": most, "computed": 0, "positions": 0}
         self.device = model.device
         self.layers = len(DynamicCache(config=model.config).layers) or model.config.get_text_config().num_hidden_layers
         self.blocks = _Blocks()
         self.kept: OrderedDict[str, _Kept] = OrderedDict()
         self.active: list[Row] = []
         self.buffer: _Buffer | None = None
-        self.computed = 0  # tokens that went through the model
-        self.positions = 0  # those, and the padding and the tokens of ended rows among them
 
     def works(self) -> bool:
         """Whether this model gives the same logits this way as in a plain pass: read at once, and token by token after
@@ -288,8 +289,14 @@ class Decoder:
         finally:
             self._clear()
             self.blocks = _Blocks()
-            self.computed = self.positions = 0
+            self.shared |= {"computed": 0, "positions": 0}
         return True
+
+    def fresh(self) -> Decoder:
+        """Another one of the same model without rows, so that two runs do not meet."""
+        other = copy(self)
+        other.kept, other.active, other.buffer = OrderedDict(), [], None
+        return other
 
     def run(self, pull: Callable[[], Row | None]) -> Iterator[tuple[Row, UnitFailure | None]]:
         """Yield rows as they finish, with their ``tokens``. ``pull`` gives the next row, or None when there is none at
@@ -297,7 +304,7 @@ class Decoder:
         pool: list[Row] = []
         try:
             while True:
-                while len(pool) < self.most and (row := pull()) is not None:
+                while len(pool) < self.shared["most"] and (row := pull()) is not None:
                     pool.append(row)
                 if not pool and not self.active:
                     return
@@ -322,9 +329,9 @@ class Decoder:
 
     def _choose(self, pool: list[Row]) -> list[Row]:
         """Rows to begin with now: those that go on from a row that is kept, then the longest. Taken out of ``pool``."""
-        room = self.most - len(self.active)
+        room = self.shared["most"] - len(self.active)
         # A few places are worth waiting for more: reading prompts one by one wastes a GPU, and not a CPU.
-        least = 1 if self.device.type == "cpu" or not self.active else max(1, self.most // 8)
+        least = 1 if self.device.type == "cpu" or not self.active else max(1, self.shared["most"] // 8)
         if not pool or room < least:
             return []
         self._find_blocks(pool)
@@ -366,8 +373,8 @@ class Decoder:
         cache = DynamicCache(config=self.model.config)
         self.model(input_ids=torch.tensor([ids], device=self.device), past_key_values=cache, use_cache=True,
                    logits_to_keep=1)  # fmt: skip
-        self.computed += len(ids)
-        self.positions += len(ids)
+        self.shared["computed"] += len(ids)
+        self.shared["positions"] += len(ids)
         self.blocks.add(ids, cache)
 
     # the model ---------------------------------------------------------------------------------------------------
@@ -437,8 +444,8 @@ class Decoder:
             mask[i, 0, :, before + pad :] = later[:, pad:]
             mask[i, 0, :pad, before:] = True  # padding must look somewhere; what it sees is thrown away
         logits = self._forward(rows, ids, positions, mask, buffer, [(0, len(rows), 0)])
-        self.computed += sum(len(tokens) for tokens in rest)
-        self.positions += ids.numel()
+        self.shared["computed"] += sum(len(tokens) for tokens in rest)
+        self.shared["positions"] += ids.numel()
         own = [
             [
                 (
@@ -480,7 +487,7 @@ class Decoder:
             old.first = old.place - used
             return
         columns = used + SLACK + max((row.request.sampling.max_new_tokens for row in self.active), default=SLACK)
-        fresh = _Buffer(self.layers, max(rows, min(self.most, old.rows if old else 0)), columns)
+        fresh = _Buffer(self.layers, max(rows, min(self.shared["most"], old.rows if old else 0)), columns)
         fresh.place, fresh.first = used, 0
         if old is not None and self.active:
             for target, (keys, values) in zip(fresh.cache.layers, old.tensors(), strict=True):
@@ -512,8 +519,8 @@ class Decoder:
         buffer.place += 1
         for row in self.active:
             row.width += 1
-        self.computed += len(self.active)
-        self.positions += len(self.active)
+        self.shared["computed"] += len(self.active)
+        self.shared["positions"] += len(self.active)
         return logits
 
     def _forward(
@@ -603,8 +610,8 @@ class Decoder:
             torch.cuda.empty_cache()
         if len(rows) <= 1:
             return rows[0] if rows else None
-        self.most = max(1, len(rows) // 2)
-        log.warning("out of memory with %d rows: going on with %d at a time", len(rows), self.most)
+        self.shared["most"] = max(1, len(rows) // 2)
+        log.warning("out of memory with %d rows: going on with %d at a time", len(rows), self.shared["most"])
         for row in rows:
             row.tokens.clear()
         pool[:0] = rows

@@ -1,4 +1,4 @@
-"""Backends: ``transformers`` (a model in this process) and ``echo`` (scripted, for tests)."""
+"""Backends: ``transformers`` (in this process), ``openai`` (any compatible server), ``echo`` (scripted, for tests)."""
 
 from __future__ import annotations
 
@@ -37,6 +37,49 @@ class TransformersOptions(BaseModel):
     )
 
 
+class OpenAIOptions(BaseModel):
+    """A server that speaks the OpenAI protocol. Name its model as ``server:NAME`` under ``models:``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("", description="name of the model at the server; the pipeline fills it in")
+    base_url: str = Field(
+        "http://127.0.0.1:8000/v1",
+        pattern=r"^https?://[^\s@?#]+$",
+        description="where the server is, up to and with /v1; no user name or key in it",
+        json_schema_extra=EXECUTION,
+    )
+    revision: str = Field("", description="raise it when the server's model changes: its name is all that is known")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$|^$",
+        description="environment variable with the key; it is sent when it is set, and written nowhere",
+        json_schema_extra=EXECUTION,
+    )
+    tokenizer: str = Field(
+        "",
+        description="folder or hub id of the model's tokenizer: conversations are then rendered here and sent as text, "
+        "which scoring them needs",
+    )
+    prefill: Literal["continue", "ask"] = Field(
+        "continue",
+        description="how an answer is begun for the model: continue_final_message (vLLM, SGLang), or by asking for it",
+    )
+    # Our choices: a local vLLM is busy from some tens of calls; hosted servers answer 429, and then fewer are made.
+    concurrency: int = Field(64, ge=1, le=4096, description="calls at a time at most", json_schema_extra=EXECUTION)
+    timeout_s: float = Field(120.0, gt=0, description="seconds for one call", json_schema_extra=EXECUTION)
+    deadline_s: float = Field(
+        600.0, gt=0, description="seconds for one unit with all its tries", json_schema_extra=EXECUTION
+    )
+    retries: int = Field(6, ge=0, le=100, description="tries after the first, per unit", json_schema_extra=EXECUTION)
+    patience_s: float = Field(
+        120.0,
+        gt=0,
+        description="the stage stops when the server has answered nobody for so long",
+        json_schema_extra=EXECUTION,
+    )
+
+
 class EchoOptions(BaseModel):
     """A scripted backend: no model, the same text for the same request."""
 
@@ -66,6 +109,13 @@ def make_transformers(options: TransformersOptions, context: StageContext) -> Ba
     return TransformersBackend(options, context.device)
 
 
+def make_openai(options: OpenAIOptions, context: StageContext) -> Backend:
+    """A server."""
+    from cai_plugins.backends.openai import OpenAIBackend
+
+    return OpenAIBackend(options)
+
+
 def make_echo(options: EchoOptions, context: StageContext) -> Backend:
     """A scripted backend."""
     from cai_plugins.backends.echo import EchoBackend
@@ -83,4 +133,5 @@ def cai_register_backends() -> Iterable[Component[Backend]]:
         "a Hugging Face model in this process, CPU or GPU",
         revision=2,
     )
+    yield Component("openai", OpenAIOptions, make_openai, "any server that speaks the OpenAI protocol, such as vLLM")
     yield Component("echo", EchoOptions, make_echo, "scripted answers without a model, for tests and dry runs")

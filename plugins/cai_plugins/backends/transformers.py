@@ -197,7 +197,7 @@ class TransformersBackend:
                     return row
             return None
 
-        for row, failure in self._decoder.run(pull) if self._decoder else self._without_cache(pull):
+        for row, failure in self._decoder.fresh().run(pull) if self._decoder else self._without_cache(pull):
             while failed:
                 yield failed.popleft()
             if failure:
@@ -527,6 +527,11 @@ def check_model_name(name: str) -> None:
     """Raises ``UserError`` when ``name`` is a folder that is no model, or looks like a folder and is not there."""
     if not name:
         raise UserError("the backend was given no model", hint="set a model under `models:` in the recipe")
+    if name.startswith("server:"):
+        raise UserError(
+            f"{name} is on a server, and this backend opens models itself",
+            hint="set `backend: openai`, or under `backends:` for the role that uses it",
+        )
     folder = Path(name).expanduser()
     if not folder.exists():
         if name.startswith(("/", ".", "~")) or name.count("/") > 1:

@@ -1,0 +1,252 @@
+"""The ``openai`` backend against a server that fails in every way, and what a user is told."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from cai_core.errors import CAIError, EnvironmentProblem, UserError
+from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
+from cai_core.types.records import Message, ModelInput
+from cai_plugins.backends import openai
+from cai_plugins.backends.openai import OpenAIBackend
+from cai_plugins.backends.plugin import OpenAIOptions
+from servers import FaultServer, fingerprint
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def backend(server: FaultServer, **options: Any) -> OpenAIBackend:
+    return OpenAIBackend(OpenAIOptions(model="server:m", base_url=server.url, **options))
+
+
+def asked(n: int, **given: Any) -> list[GenerateRequest]:
+    return [
+        GenerateRequest(f"r{i}", ModelInput(messages=(Message("user", f"Question {i}?"),), **given), Sampling(9), i)
+        for i in range(n)
+    ]
+
+
+def test_every_request_gets_its_own_answer() -> None:
+    with FaultServer() as server:
+        one = backend(server, concurrency=5)
+        done = {c.id: c for c in one.generate(asked(40))}
+        one.close()
+        one.close()
+    assert one._thread is None
+    assert server.most <= 5
+    assert Counter(server.calls).most_common(1)[0][1] == 1
+    by_text = {body["messages"][0]["content"]: fingerprint(body) for body in server.bodies}
+    for i in range(40):
+        assert done[f"r{i}"].text == f"Answer {by_text[f'Question {i}?']} to it."
+        assert (done[f"r{i}"].tokens_in, done[f"r{i}"].tokens_out, done[f"r{i}"].finish) == (7, 5, "stop")
+    assert {body["max_tokens"] for body in server.bodies} == {9}
+    assert {body["seed"] for body in server.bodies} == set(range(40))
+    assert {body["model"] for body in server.bodies} == {"m"}
+
+
+def test_requests_are_taken_when_there_is_room_and_follow_ups_are_seen() -> None:
+    ready = asked(3)
+    with FaultServer() as server:
+        one = backend(server, concurrency=2)
+
+        class Feed:
+            def __iter__(self) -> Feed:
+                return self
+
+            def __next__(self) -> GenerateRequest:
+                if not ready:
+                    raise StopIteration
+                return ready.pop(0)
+
+        seen = []
+        for done in one.generate(Feed()):
+            seen.append(done.id)
+            if len(seen) <= 4:
+                ready.append(GenerateRequest(f"f{len(seen)}", ModelInput(text="x"), Sampling(3), 0))
+        one.close()
+    assert len(seen) == 7
+
+
+@pytest.mark.parametrize("fault", ["429", "429 0.05", "500", "503", "502", "reset", "half", "garbage", "form"])
+def test_what_fails_for_a_while_is_tried_again(fault: str) -> None:
+    failing = random.Random(3)
+    with FaultServer(lambda number, body: fault if failing.random() < 0.4 else "") as server:
+        one = backend(server, concurrency=8, retries=50)
+        done = list(one.generate(asked(30)))
+        one.close()
+    assert all(c.failure is None for c in done)
+    assert len(done) == 30
+    assert len(server.calls) > 30
+
+
+def test_a_stalled_call_is_given_up_and_made_again() -> None:
+    with FaultServer(lambda number, body: "stall" if number == 2 else "") as server:
+        one = backend(server, timeout_s=0.3)
+        assert all(c.failure is None for c in one.generate(asked(5)))
+        one.close()
+    assert len(server.calls) == 6
+
+
+def test_one_request_that_always_fails_is_a_typed_row_and_the_others_are_answered() -> None:
+    with FaultServer(lambda number, body: "500" if "Question 1?" in str(body) else "", delay=0.01) as server:
+        one = backend(server, retries=3, concurrency=2)
+        done = {c.id: c for c in one.generate(asked(12))}
+        one.close()
+    failure = done["r1"].failure
+    assert failure is not None
+    assert failure.kind == "infra"
+    assert "failed 4 times: status 500: no 500" in failure.message
+    assert [c.id for c in done.values() if c.failure] == ["r1"]
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("400", "too_long"), ("filter", "refusal"), ("422", "infra")])
+def test_what_trying_again_cannot_mend_is_a_row_at_once(fault: str, kind: str) -> None:
+    with FaultServer(lambda number, body: fault if "Question 1?" in str(body) else "") as server:
+        one = backend(server)
+        done = {c.id: c.failure for c in one.generate(asked(3))}
+        one.close()
+    assert done["r1"] is not None
+    assert done["r1"].kind == kind
+    assert done["r0"] is None
+    assert len(server.calls) == 3
+
+
+def test_a_dead_server_stops_the_stage_and_makes_no_rows() -> None:
+    with FaultServer(lambda number, body: "500" if number >= 4 else "") as server:
+        one = backend(server, concurrency=4, patience_s=0.5, retries=1)
+        seen = []
+        with pytest.raises(EnvironmentProblem, match=r"answered no call for 0\.5 s") as caught:
+            seen.extend(one.generate(asked(20)))
+        assert [c for c in seen if c.failure] == []
+        assert "give the same command again" in str(caught.value)
+        one.close()
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    one = OpenAIBackend(OpenAIOptions(model="server:m", base_url="http://127.0.0.1:9/v1", patience_s=0.2))
+    with pytest.raises(EnvironmentProblem, match=r"127\.0\.0\.1:9"):
+        list(one.generate(asked(1)))
+    one.close()
+
+
+def test_fewer_calls_at_a_time_when_the_server_has_too_many() -> None:
+    with FaultServer(delay=0.02) as server:
+        server.fault = lambda number, body: "429" if server.running > 6 else ""
+        one = backend(server, concurrency=32, retries=50)
+        begin = time.monotonic()
+        done = list(one.generate(asked(120)))
+        assert time.monotonic() - begin < 60
+        assert one._gate.limit < 32
+        one.close()
+    assert all(c.failure is None for c in done)
+
+
+def test_no_call_is_made_while_the_server_asks_for_rest() -> None:
+    times: list[float] = []
+
+    def fault(number: int, body: dict[str, Any]) -> str:
+        times.append(time.monotonic())
+        return "503 0.6" if number == 0 else ""
+
+    with FaultServer(fault) as server:
+        one = backend(server, concurrency=1)
+        assert len(list(one.generate(asked(2)))) == 2
+        one.close()
+    assert times[1] - times[0] >= 0.6
+
+
+def test_the_key_is_sent_and_shows_up_nowhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    caplog.set_level(logging.DEBUG)
+    with FaultServer(lambda number, body: "401") as server:
+        one = backend(server, api_key_env="MY_KEY")
+        with pytest.raises(UserError, match="refuses the key") as caught:
+            list(one.generate(asked(1)))
+        one.close()
+        assert server.headers[0]["Authorization"] == "Bearer sk-very-secret"
+    assert "sk-very" not in str(caught.value)
+    assert "sk-very" not in caplog.text
+    assert "sk-very" not in repr(one.options)
+
+
+def test_a_missing_key_and_an_unknown_model_are_told() -> None:
+    with FaultServer(lambda number, body: "401") as server:
+        one = backend(server)
+        with pytest.raises(UserError, match="OPENAI_API_KEY"):
+            list(one.generate(asked(1)))
+        one.close()
+        other = OpenAIBackend(OpenAIOptions(model="server:x", base_url=server.url))
+        with pytest.raises(UserError, match="it has m"):
+            list(other.generate(asked(1)))
+    with FaultServer(models="none") as server:
+        one = backend(server)
+        assert one.context_length == openai.UNKNOWN_CONTEXT
+        one.close()
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host/v1", "ftp://host", "host:80"])
+def test_an_address_with_a_key_in_it_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        OpenAIOptions(base_url=url)
+
+
+def test_raw_text_stops_and_beginnings() -> None:
+    stops = tuple(f"stop{i}" for i in range(6))
+    with FaultServer() as server:
+        one = backend(server)
+        given = ModelInput(text="Human:", prefill=" Yes", stop=(*stops[:5], " to it"))
+        text = GenerateRequest("t", given, Sampling(9), 1)
+        (done,) = one.generate([text])
+        begun = GenerateRequest("b", ModelInput(messages=(Message("user", "Hi"),), prefill="The"), Sampling(9), 1)
+        list(one.generate([begun]))
+        one.close()
+        asking = backend(server, prefill="ask")
+        list(asking.generate([begun]))
+        asking.close()
+    assert server.bodies[0]["prompt"] == "Human: Yes"
+    assert server.bodies[0]["stop"] == list(stops[:4])
+    assert done.text == f"Answer {server.calls[0]}"
+    assert done.finish == "stop"
+    assert server.bodies[1]["messages"][-1] == {"role": "assistant", "content": "The"}
+    assert server.bodies[1]["continue_final_message"] is True
+    assert server.bodies[2]["messages"][-1]["content"].endswith("Begin your answer with these words: The")
+
+
+def test_continuations_are_scored_from_the_prompt() -> None:
+    with FaultServer() as server:
+        one = backend(server)
+        (scores,) = one.score([ScoreRequest("s", ModelInput(text="The answer is:"), (" (A)", " (BB) (C)"))])
+        assert scores.logprobs == (-4.0, -9.0)
+        assert scores.tokens == (1, 2)
+        (odd,) = one.score([ScoreRequest("s", ModelInput(text="The answer is:"), ("(A)",))])
+        assert odd.failure is not None
+        assert "no token begins" in odd.failure.message
+        with pytest.raises(CAIError, match="this is a conversation"):
+            list(one.score([ScoreRequest("s", ModelInput(messages=(Message("user", "Hi"),)), (" A", " B"))]))
+        server.reply = lambda body: {"choices": [{"text": "x", "finish_reason": "stop"}]}
+        with pytest.raises(CAIError, match="no log-probabilities of the prompt"):
+            list(one.score([ScoreRequest("s", ModelInput(text="x"), (" A", " B"))]))
+        one.close()
+
+
+def test_a_body_without_end_is_no_danger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "MAX_BODY", 10_000)
+    with FaultServer() as server:
+        server.reply = lambda body: {"choices": [{"text": "x" * 100_000}]}
+        one = backend(server)
+        (done,) = one.generate(asked(1))
+        one.close()
+    assert done.failure is not None
+    assert "larger than" in done.failure.message
