@@ -17,7 +17,7 @@ from cai_plugins._torch.chat import IGNORED, Chat
 from cai_plugins._torch.checkpoints import is_whole, keep_last, last_whole, seal
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins.trainers.plugin import SFTOptions, cai_register_trainers, make_sft
-from cai_plugins.trainers.sft import encode
+from cai_plugins.trainers.sft import encode, mixture
 
 EXAMPLES = [
     Example(f"e{i}", turns(f"How do I bake {i} loaves?", f"Mix flour and water {i} times, then bake." * (1 + i % 3)))
@@ -236,3 +236,20 @@ def test_the_last_whole_checkpoint_is_found(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
     assert is_whole(tmp_path / "checkpoint-9")
     assert last_whole(tmp_path / "nowhere") is None
+
+
+def test_a_mixture_has_the_wanted_proportions_and_keeps_the_order() -> None:
+    examples = [Example(f"r{i}", turns("Hi", "Yes"), "revision") for i in range(30)]
+    examples += [Example(f"h{i}", turns("Hi", "Yes"), "helpful") for i in range(12)]
+    kept, notes = mixture(examples, {"revision": 1, "helpful": 2})
+    assert [e.source for e in kept].count("revision") == 6
+    assert [e.source for e in kept].count("helpful") == 12
+    assert kept == [e for e in examples if e in kept]
+    assert notes == ["mixture: 12 of 12 helpful, 6 of 30 revision"]
+    fewer, _ = mixture(examples[:20] + examples[30:], {"revision": 1, "helpful": 2})
+    assert len({e.id for e in fewer} & {e.id for e in kept}) >= 12 + 3, "with other examples, most of the choice stays"
+    assert mixture(examples, None) == (examples, [])
+    only, _ = mixture(examples, {"revision": 1})
+    assert {e.source for e in only} == {"revision"}
+    with pytest.raises(UserError, match="12 helpful, 30 revision"):
+        mixture(examples, {"revison": 1})

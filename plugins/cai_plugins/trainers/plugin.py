@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 from pydantic import Field
 
@@ -23,6 +24,11 @@ class SFTOptions(TrainingOptions):
     batch_size: int = Field(8, ge=1, description="examples per optimizer step")
     max_length: int = Field(
         1024, ge=16, description="tokens per example; longer ones lose their earliest exchanges, or are left out"
+    )
+    mixture: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="source -> weight, such as {revision: 3, helpful: 1}: as many examples as there are in these "
+        "proportions, chosen by hash; null takes all (the paper: about 2.7 revisions to one helpful answer)",
     )
     shuffle: bool = Field(True, description="shuffle the examples from the seed; false trains in the order given")
     packing: bool = Field(False, description="put several examples into one sequence, each seeing only itself")

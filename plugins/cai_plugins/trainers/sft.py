@@ -9,7 +9,8 @@ the loss on the last assistant turn and its end-of-turn token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_bat
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.seeding import derived
 from cai_plugins.trainers.plugin import SFTOptions
 
 
@@ -45,7 +47,9 @@ class SFT:
         options = self.options
         tokenizer = load_tokenizer(model)
         limit = min(options.max_length, context_length(model))
+        examples, mixed = mixture(examples, options.mixture)
         rows, notes, skipped = encode(examples, Chat(tokenizer, model), limit)
+        notes = mixed + notes
         if not rows:
             raise UserError("no example left to train on: " + "; ".join(notes), where="trainer.max_length")
         if tokenizer.pad_token is None:
@@ -91,6 +95,35 @@ class SFT:
             ),
         }
         return TrainResult(metrics=metrics, curve=steps, notes=notes)
+
+
+def mixture(examples: Sequence[Example], weights: Mapping[str, float] | None) -> tuple[list[Example], list[str]]:
+    """As many examples as there are whose sources are in the proportion of ``weights``, in their order, and a note.
+
+    Which ones, the hash of each id decides, so that with more examples those chosen before stay. Raises ``UserError``
+    for a source that no example has.
+    """
+    if weights is None:
+        return list(examples), []
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.source, []).append(example)
+    for source in weights:
+        if source not in groups:
+            raise UserError(
+                f"no example has the source {source!r}",
+                where="trainer.mixture",
+                hint=f"there are {', '.join(f'{len(found)} {name}' for name, found in sorted(groups.items()))}",
+            )
+    scale = min(len(groups[source]) / weight for source, weight in weights.items())
+    chosen: set[str] = set()
+    for source, weight in weights.items():
+        count = max(1, round(scale * weight))
+        chosen |= {e.id for e in sorted(groups[source], key=lambda e: derived("mixture", e.id))[:count]}
+    kept = [example for example in examples if example.id in chosen]
+    counts = Counter(example.source for example in kept)
+    parts = ", ".join(f"{counts[name]} of {len(found)} {name}" for name, found in sorted(groups.items()))
+    return kept, [f"mixture: {parts}"]
 
 
 def encode(examples: Sequence[Example], chat: Chat, limit: int) -> tuple[list[dict[str, Any]], list[str], int]:

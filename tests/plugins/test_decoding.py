@@ -1,0 +1,211 @@
+"""The decoder: what is shared and inherited changes the work, never the text; and models that it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from cai_core.testing.tiny import tiny_model
+from cai_core.types.backend import Completion, GenerateRequest, Sampling
+from cai_core.types.records import ModelInput
+from cai_plugins.backends.decoding import draw, uniform
+from cai_plugins.backends.plugin import TransformersOptions
+from cai_plugins.backends.transformers import TransformersBackend
+
+BLOCK = "Consider the following conversation between a human and an assistant, and say what is wrong with it. " * 4
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 400, "initializer_range": 0.2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {**SMALL, **HEADS, "max_position_embeddings": 512},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400, "n_positions": 512, "initializer_range": 0.2},
+    "gpt_neox": {**SMALL, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400, "initializer_range": 0.2},
+    "mistral": {**SMALL, **HEADS, "sliding_window": 24, "max_position_embeddings": 512},
+    "gemma2": {**SMALL, **HEADS, "sliding_window": 24, "head_dim": 8, "max_position_embeddings": 512},
+    "mamba": {**SMALL, "state_size": 4, "time_step_rank": 4},
+}
+FAST = {"qwen2", "gpt2", "gpt_neox"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def opened(folder: Path, **options: Any) -> TransformersBackend:
+    backend = TransformersBackend(TransformersOptions(model=str(folder), **options), "cpu")
+    backend._open()
+    return backend
+
+
+def request(name: str, text: str, *, parent: str = "", new: int = 12, heat: float = 1.0) -> GenerateRequest:
+    seed = sum(map(ord, name))
+    return GenerateRequest(name, ModelInput(text=text), Sampling(new, heat, 0.95), seed, parent=parent)
+
+
+class Chains:
+    """Texts that go on where the text before ended; what follows comes as soon as it is known."""
+
+    def __init__(self, openings: list[str], turns: int) -> None:
+        self.fresh = [request(f"c{i}/0", text) for i, text in enumerate(openings)]
+        self.asked = {one.id: one for one in self.fresh}
+        self.turns = turns
+
+    def __iter__(self) -> Iterator[GenerateRequest]:
+        return self
+
+    def __next__(self) -> GenerateRequest:
+        if not self.fresh:
+            raise StopIteration
+        return self.fresh.pop(0)
+
+    def follow(self, done: Completion) -> None:
+        name, _, turn = done.id.partition("/")
+        if int(turn) + 1 < self.turns:
+            before = self.asked[done.id].input.text + done.text
+            after = request(f"{name}/{int(turn) + 1}", f"{before} Then what is said about the rest?", parent=done.id)
+            self.asked[after.id] = after
+            self.fresh.insert(0, after)
+
+    def run(self, backend: TransformersBackend) -> dict[str, str]:
+        texts = {}
+        for done in backend.generate(self):
+            assert done.failure is None
+            texts[done.id] = done.text
+            self.follow(done)
+        return texts
+
+
+OPENINGS = [f"{BLOCK} Case {i}: {'how do I bake bread and ' * (i % 5)}why is that?" for i in range(9)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_chains_over_a_shared_block_give_the_text_of_each_request_alone(folder: Path, rows: int) -> None:
+    backend = opened(folder, max_batch=rows)
+    assert backend._decoder is not None
+    chains = Chains(OPENINGS, 3)
+    texts = chains.run(backend)
+    assert len(texts) == 27
+    plain = opened(folder)
+    plain._decoder = None
+    for name, text in texts.items():
+        (alone,) = plain.generate([chains.asked[name]])
+        assert alone.text == text, name
+
+
+def test_work_is_shared_and_inherited(folder: Path) -> None:
+    backend = opened(folder)
+    assert backend._decoder is not None
+    chains = Chains(OPENINGS, 3)
+    texts = chains.run(backend)
+    lengths = {name: len(backend._encode(one.input)) for name, one in chains.asked.items()}
+    new = sum(len(backend._tokenizer(text)["input_ids"]) + 1 for text in texts.values())
+    from_scratch = sum(lengths.values())
+    # The block once, what is the openings' own, and what each later turn adds.
+    block = len(backend._tokenizer(BLOCK)["input_ids"])
+    own = sum(lengths[f"c{i}/0"] - block for i in range(9))
+    added = sum(lengths[f"c{i}/{t}"] - lengths[f"c{i}/{t - 1}"] for i in range(9) for t in (1, 2))
+    computed = backend._decoder.shared["computed"]
+    assert computed < 1.3 * (block + own + added + new)
+    assert computed < 0.35 * (from_scratch + new)
+
+
+def test_rows_make_room_at_once(folder: Path) -> None:
+    """Short and long rows: no row waits for a whole batch to end."""
+    backend = opened(folder, max_batch=4)
+    lengths = [3, 40, 3, 3, 3, 3, 3, 3]
+    requests = [request(f"r{i}", f"Case {i}", new=n) for i, n in enumerate(lengths)]
+    assert backend._decoder is not None
+    backend._decoder.ends = frozenset()
+    order = [done.id for done in backend.generate(requests)]
+    assert order[-1] == "r1"
+    forwards = []
+    backend._model.register_forward_pre_hook(
+        lambda module, args, given: forwards.append(len(given["input_ids"])), with_kwargs=True
+    )
+    list(backend.generate(requests))
+    assert sum(n for n in forwards) < 4 * 40, "fixed batches of four would make two full ones of 40 and 3 steps"
+
+
+def test_two_runs_at_a_time_do_not_meet(folder: Path) -> None:
+    backend = opened(folder)
+    requests = [request(f"r{i}", text, new=5 + i) for i, text in enumerate(OPENINGS[:4])]
+    whole = {done.id: done.text for done in backend.generate(requests)}
+    seen = {}
+    for done in backend.generate(requests):
+        seen[done.id] = done.text
+        (inner,) = backend.generate([request("r9", "Another one")])
+        assert inner.id == "r9"
+    assert seen == whole
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_gives_the_text_of_a_plain_loop(folder: Path, tmp_path: Path, name: str) -> None:
+    """Those whose attention the decoder can steer, and those that fall back to reading each prompt whole."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    special = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(name, **ARCHITECTURES[name], **special)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    backend = opened(tmp_path / "m")
+    assert (backend._decoder is not None) == (name in FAST)
+    requests = [request(f"r{i}", text, heat=0, new=8) for i, text in enumerate(OPENINGS[:5])]
+    done = {one.id: one.text for one in backend.generate(requests)}
+    for one in requests:
+        ids = tokenizer(one.input.text)["input_ids"]
+        new: list[int] = []
+        with torch.no_grad():
+            while len(new) < 8:
+                token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
+                if token in tokenizer.all_special_ids:
+                    break
+                new.append(token)
+        assert done[one.id] == tokenizer.decode(new, skip_special_tokens=True), name
+
+
+def test_a_model_that_gives_other_logits_this_way_is_not_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_plugins.backends import decoding
+
+    honest = decoding._attention
+    monkeypatch.setitem(
+        decoding.AttentionInterface._global_mapping,
+        decoding.NAME,
+        lambda *args, **given: (honest(*args, **given)[0] * (0.5 if decoding._STATE.active else 1), None),
+    )
+    assert opened(folder)._decoder is None
+
+
+def test_draws_depend_on_seed_and_step_alone() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 50)
+    samplings = [Sampling(9, t, p) for t, p in ((1.0, 1.0), (0.7, 0.9), (0.0, 1.0), (2.0, 0.5), (1.0, 0.3))]
+    together = draw(logits, samplings, list(range(5)), [3] * 5)
+    alone = [draw(logits[i : i + 1], samplings[i : i + 1], [i], [3])[0] for i in range(5)]
+    assert together == alone
+    assert together[2] == int(logits[2].argmax())
+    assert len({uniform(7, step) for step in range(500)}) == 500
+    numbers = [uniform(seed, 0) for seed in range(4000)]
+    assert all(0 <= u < 1 for u in numbers)
+    assert abs(sum(numbers) / 4000 - 0.5) < 0.02
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0, -50.0]]).expand(4000, -1)
+    tokens = draw(logits, [Sampling(1, 0.5, 1.0)] * 4000, list(range(4000)), [0] * 4000)
+    wanted = (logits[0] / 0.5).softmax(-1)
+    for token in range(4):
+        share = tokens.count(token) / 4000
+        assert abs(share - wanted[token]) < 5 * (wanted[token] * (1 - wanted[token]) / 4000) ** 0.5 + 1e-9
+
+
+def test_the_last_bit_of_a_cumulative_sum_is_no_way_out() -> None:
+    logits = torch.full((3, 1000), -1e9)
+    logits[:, 0] = 0.0
+    assert draw(logits, [Sampling(1)] * 3, [1, 2, 3], [0] * 3) == [0, 0, 0]
