@@ -22,6 +22,11 @@ word changed; ``tests/benchmarks/near_duplicates.py`` prints pairs around it."""
 # shares one once in 11,000.
 _BANDS, _ROWS = 14, 4
 _BINS = _BANDS * _ROWS
+# Our choices, so that texts of one mould (a template, a habit) do not make every search a search through all of them: a
+# band that 256 texts share tells nothing, and of the candidates the 64 that share the most bands are looked at. At
+# similarity 0.8 a pair shares 6 of 14 bands on average, at 0.6 fewer than 2.
+_CROWD = 256
+_LOOKED_AT = 64
 _OTHER = re.compile(r"[\W_]+")
 
 
@@ -83,11 +88,18 @@ class NearDuplicates:
         number = self._db.execute(
             "INSERT INTO texts (name, grams) VALUES (?, ?)", (name.encode("utf-8", "replace").decode(), blob)
         ).lastrowid
-        self._db.executemany("INSERT INTO bands (key, text) VALUES (?, ?)", [(band, number) for band in bands])
+        self._db.executemany(
+            f"INSERT INTO bands (key, text) SELECT ?1, ?2 WHERE {_CROWD} > "
+            f"(SELECT count(*) FROM (SELECT 1 FROM bands WHERE key = ?1 LIMIT {_CROWD}))",
+            [(band, number) for band in bands],
+        )
 
     def _find(self, found: frozenset[int], bands: list[int]) -> tuple[str, float] | None:
         marks = ",".join("?" * len(bands))
-        query = f"SELECT name, grams FROM texts WHERE id IN (SELECT text FROM bands WHERE key IN ({marks})) ORDER BY id"
+        query = (
+            "SELECT name, grams FROM texts WHERE id IN (SELECT text FROM bands "
+            f"WHERE key IN ({marks}) GROUP BY text ORDER BY count(*) DESC, text LIMIT {_LOOKED_AT}) ORDER BY id"
+        )
         best: tuple[str, float] | None = None
         for name, blob in self._db.execute(query, bands):
             stored = array("I")

@@ -30,7 +30,8 @@ class EchoBackend:
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         """The reply, or the last turn again, cut to ``max_new_tokens`` words and at stop strings."""
         for request in requests:
-            time.sleep(self.options.delay_s)
+            if self.options.delay_s:
+                time.sleep(self.options.delay_s)
             tokens_in = _words(_whole(request.input))
             if failure := self._failure(request.id) or _too_long(tokens_in + request.sampling.max_new_tokens):
                 yield Completion(request.id, "", "error", tokens_in=tokens_in, failure=failure)
@@ -50,7 +51,8 @@ class EchoBackend:
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:
         """Log-probabilities according to ``bias``; over the continuations they sum to less than 1."""
         for request in requests:
-            time.sleep(self.options.delay_s)
+            if self.options.delay_s:
+                time.sleep(self.options.delay_s)
             whole = _whole(request.input)
             if failure := self._failure(request.id) or _too_long(_words(whole)):
                 yield Scores(request.id, (), (), tokens_in=_words(whole), failure=failure)
