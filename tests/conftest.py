@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the worker process
 
 settings.register_profile("cai", deadline=None)
 settings.load_profile("cai")

@@ -5,11 +5,12 @@ Two passes over the chains on disk: the first counts sentences that many texts s
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.tables import CHAINS, DROPPED, EXAMPLES
@@ -39,21 +40,23 @@ def write_examples(job: Job, folder: Path) -> dict[str, Any]:
         boilerplate.count(candidate.text)
     seen = NearDuplicates(job.workdir / "answers.sqlite", NEAR)
     dropped: Counter[str] = Counter()
-    rejects: list[dict[str, Any]] = []
+    rejects = job.workdir / "dropped.jsonl"  # there may be as many as there are texts
 
-    def kept() -> Iterator[dict[str, Any]]:
+    def kept(file: IO[str]) -> Iterator[dict[str, Any]]:
         for candidate in _candidates(folder, settings["train_on"]):
             reason, detail = _unfit(candidate, settings["filters"], boilerplate, seen)
             row = {"id": candidate.id, "messages": candidate.messages, "source": candidate.source}
             if reason:
                 dropped[reason] += 1
-                rejects.append({**row, "reason": reason, "detail": detail})
+                file.write(json.dumps({**row, "reason": reason, "detail": detail}) + "\n")
             else:
                 yield row
 
-    count = write_table(folder / "examples.parquet", EXAMPLES, kept())
+    with rejects.open("w", encoding="utf-8") as file:
+        count = write_table(folder / "examples.parquet", EXAMPLES, kept(file))
     seen.close()
-    write_table(folder / "dropped.parquet", DROPPED, rejects)
+    with rejects.open(encoding="utf-8") as file:
+        write_table(folder / "dropped.parquet", DROPPED, map(json.loads, file))
     return {"examples": count, "dropped": dict(sorted(dropped.items()))}
 
 

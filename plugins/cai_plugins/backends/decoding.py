@@ -588,7 +588,7 @@ class Decoder:
         layers = [(k[index, :, columns].clone(), v[index, :, columns].clone()) for k, v in buffer.tensors()]
         self.kept[row.request.id] = _Kept(ids, row.block, row.offset, row.request.parent, layers)
         total = sum(len(kept.ids) - kept.block for kept in self.kept.values())
-        while total > self.budget and self.kept:
+        while total > self.budget // 2 and self.kept:
             _, oldest = self.kept.popitem(last=False)
             total -= len(oldest.ids) - oldest.block
         if index != last:
