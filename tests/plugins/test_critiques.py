@@ -97,6 +97,8 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
     ("text", "clean"),
     [
         ('Sure, here is a revised version of the response:\n\n"Talk to him."', "Talk to him."),
+        ("I'll make it kinder. Here's a rewritten version:\n\nTalk to him.", "Talk to him."),
+        ("Boil it. Here are three more: tea, milk.", "Boil it. Here are three more: tea, milk."),
         (" Revision: Talk to him.\n\nHuman: thanks", "Talk to him."),
         ("**Revised response:** Talk to him. I would", "Talk to him."),
         ("Here's a possible alternative to the response:\n\nTalk to him.", "Talk to him."),

@@ -29,6 +29,8 @@ _META = re.compile(
     r"[^:\n]{0,90}:\s*",
     re.IGNORECASE,
 )
+# "I'll adjust the response. Here's a rewritten version:" before the text itself.
+_LEAD = re.compile(rf"[^\n:]{{1,160}}[.!]\s+{_META.pattern}", re.IGNORECASE)
 # A closing paragraph about the revision instead of to the user.
 _AFTERWORD = re.compile(
     r"\n\s*(?:\(?note\b[^\n]{0,80}|(?:in )?(?:this|the|my) (?:revised|rewritten|updated|new|revision|rewrite)\b|"
@@ -63,6 +65,7 @@ def clean(text: str, *, whole_sentences: bool = True) -> str:
         before = text
         text = _OWN_LABEL.sub("", text, count=1) if _OWN_LABEL.match(text) else text
         text = _META.sub("", text, count=1) if _META.match(text) else text
+        text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
         text = _unquoted(_TURN.split(text, maxsplit=1)[0].strip())
     if whole_sentences:
         text = _whole(text)
