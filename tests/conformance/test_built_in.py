@@ -41,11 +41,6 @@ class TestEcho(BackendConformance):
 
 class TestOpenAI(BackendConformance):
     component_id = "cai-core/openai"
-    options = {"model": "server:m"}
-    local = False
-    deviations = {
-        "test_scores_are_log_probabilities": "a server scores text; for conversations it needs the option tokenizer"
-    }
 
     @pytest.fixture(autouse=True)
     def _server(self) -> Iterator[None]:
@@ -54,7 +49,9 @@ class TestOpenAI(BackendConformance):
             yield
 
     def make(self, context: TestContext, **changed: Any) -> Any:
-        return super().make(context, **{**changed, "model": "server:m", "base_url": self.server.url})
+        # The kit gives a model folder: its tokenizer renders conversations, which scoring them needs.
+        tokenizer = changed.pop("model")
+        return super().make(context, tokenizer=tokenizer, model="server:m", base_url=self.server.url, **changed)
 
 
 class TestBuiltin(PromptSourceConformance):

@@ -122,7 +122,7 @@ def test_what_trying_again_cannot_mend_is_a_row_at_once(fault: str, kind: str) -
 
 
 def test_a_dead_server_stops_the_stage_and_makes_no_rows() -> None:
-    with FaultServer(lambda number, body: "500" if number >= 4 else "") as server:
+    with FaultServer(lambda number, body: "500" if number >= 4 else "", delay=0.05) as server:
         one = backend(server, concurrency=4, patience_s=0.5, retries=1)
         seen = []
         with pytest.raises(EnvironmentProblem, match=r"answered no call for 0\.5 s") as caught:

@@ -194,8 +194,10 @@ class OpenAIBackend:
             task.add_done_callback(self._tasks.discard)
 
         source, running = iter(requests), 0
+        # A few wait at the gate, so that a place that becomes free is taken at once.
+        most = self.options.concurrency + self.options.concurrency // 8
         while True:
-            while running < self.options.concurrency and (request := next(source, None)) is not None:
+            while running < most and (request := next(source, None)) is not None:
                 self._loop.call_soon_threadsafe(start, request)
                 running += 1
             if not running:
