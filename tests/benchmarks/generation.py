@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Chain:
     def __init__(self, name: str, prompt: Conversation, shots: int) -> None:
         constitution = load_constitution("harmless")
         self.name = name
+        self.seed = zlib.crc32(name.encode())
         self.prompt = prompt
         self.principles = constitution.principles
         self.template = (
@@ -57,7 +59,7 @@ class Chain:
         turn = len(self.texts)
         if turn == 0:
             return self.template.answer(self.prompt)
-        principle = self.principles[(hash(self.name) + turn) % len(self.principles)]
+        principle = self.principles[(self.seed + turn) % len(self.principles)]
         draft = self.texts[turn - 1 if turn % 2 else turn - 2] or "…"
         if turn % 2:
             return self.template.critique(self.prompt, draft, principle)
@@ -111,7 +113,7 @@ def run_engine(engine: TransformersBackend, chains: list[Chain], tokens: int, na
         given = chain.ask()
         given = given if natural else ModelInput(given.messages, given.text, given.prefill)
         parent = f"{chain.name}/{turn - 1}" if turn else ""
-        return GenerateRequest(f"{chain.name}/{turn}", given, Sampling(tokens), hash(chain.name) + turn, parent=parent)
+        return GenerateRequest(f"{chain.name}/{turn}", given, Sampling(tokens), chain.seed + turn, parent=parent)
 
     fresh = iter(chains)
 
