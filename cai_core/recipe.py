@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cai_core.errors import UserError, UserErrors
@@ -82,7 +83,11 @@ class ReviseSection(_Model):
 
 
 class PairsSection(_Model):
-    """Two answers per red-team prompt from the SFT model (section 4.1)."""
+    """Two answers per red-team prompt from the SFT model (section 4.1), or pairs from a file."""
+
+    path: Path | None = Field(
+        None, description="JSON lines with prompt, a and b (or chosen and rejected); nothing is generated then"
+    )
 
     sampling: SamplingSection = SamplingSection()
 
@@ -202,6 +207,12 @@ class RecipeFile:
         return ": ".join(part for part in (f"{self.source}:{line}" if line else self.source, dotted) if part)
 
 
+def recipe_from(data: Mapping[str, Any], source: str, folder: Path) -> RecipeFile:
+    """A recipe made by a program. ``source`` names it in messages; paths in it are relative to ``folder``."""
+    text = yaml.safe_dump(dict(data), sort_keys=False)
+    return _checked(*load_yaml(text, source), text, source, folder)
+
+
 def built_in_recipes() -> dict[str, Path]:
     """The recipes shipped with cai-core, by name."""
     folder = Path(__file__).parent / "recipes"
@@ -230,8 +241,12 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeFile:
         raise UserError("a recipe is a mapping of keys to values", where=str(path), hint="see docs/tutorial")
     for override in overrides:
         _override(data, override)
+    return _checked(data, lines, text, str(path), path.parent)
+
+
+def _checked(data: dict[str, Any], lines: Lines, text: str, source: str, folder: Path) -> RecipeFile:
     # only to locate keys in messages while the recipe itself is not valid yet
-    holder = RecipeFile(Recipe.model_construct(name="", models={}), str(path), path.parent, text, lines)
+    holder = RecipeFile(Recipe.model_construct(name="", models={}), source, folder, text, lines)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -244,7 +259,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeFile:
                 problems.append(UserError(f"unknown role {role!r}", where=holder.where((section, role)), hint=hint))
     if problems:
         raise UserErrors(problems)
-    return RecipeFile(recipe, str(path), path.parent, text, lines)
+    return RecipeFile(recipe, source, folder, text, lines)
 
 
 def _find(name_or_path: str) -> Path:

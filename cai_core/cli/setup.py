@@ -49,7 +49,13 @@ def prepare(
     recipe: str, overrides: tuple[str, ...], store: Path, runs: Path, limit: int | None, strict_plugins: bool
 ) -> Plan:
     """Load recipe and plugins, and plan."""
-    file = load_recipe(recipe, overrides)
+    return planned(load_recipe(recipe, overrides), store, runs, limit, strict_plugins)
+
+
+def planned(
+    file: RecipeFile, store: Path, runs: Path, limit: int | None, strict_plugins: bool = False
+) -> Plan:
+    """The plan of a recipe with the plugins that it allows."""
     plugins = load_plugins(disable=file.recipe.plugins.disable, strict=strict_plugins)
     _require(file)
     return make_plan(file, Registry(plugins), store, runs, limit=limit)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cai_core.errors import UserError, UserErrors
 from cai_core.pipeline.components import ComponentUse, Resolver
 from cai_core.recipe import ComponentRef, Recipe, RecipeFile, SamplingSection
-from cai_core.store.canonical import digest
+from cai_core.store.canonical import digest, file_sha256
 from cai_core.types.principles import Constitution
 
 BRANCH_SECTIONS = ("revise", "sft", "pairs", "label", "reward", "rl")
@@ -207,7 +208,11 @@ class _Builder:
             models = self._roles(recipe, uses, self._models(recipe, "judge"))
             return Stage("", kind, {}, models, uses, {"models": ["judge"]})
         if kind == "pairs":
-            if recipe.pairs is None or not self._needs(kind, latest, "prompts"):
+            if recipe.pairs is None:
+                return None
+            if recipe.pairs.path is not None:
+                return self._pairs_from(recipe.pairs.path)
+            if not self._needs(kind, latest, "prompts"):
                 return None
             uses = self._uses([], recipe, role="policy")
             policy = self._policy(recipe, latest)
@@ -238,6 +243,15 @@ class _Builder:
         inputs = {"prompts": latest["prompts"], "reward": latest["reward"]}
         models = self._roles(recipe, uses, {"policy": self._policy(recipe, latest)})
         return Stage("", kind, inputs, models, uses)
+
+    def _pairs_from(self, path: Path) -> Stage | None:
+        resolved = (self.file.folder / path).resolve()
+        if not resolved.is_file():
+            where = self.file.where(("pairs", "path"))
+            self.problems.append(UserError(f"no such file: {path}", where=where, hint=f"looked for {resolved}"))
+            return None
+        settings = {"file": str(resolved), "sha256": file_sha256(resolved), "limit": self.limit}
+        return Stage("", "pairs", {}, {}, (), settings)
 
     def _evaluation(
         self, recipe: Recipe, latest: Mapping[str, Mapping[str, str]], trained: Mapping[str, str]

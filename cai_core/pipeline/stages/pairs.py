@@ -1,4 +1,5 @@
-"""``pairs``: two answers per red-team prompt from the current policy, at T = 1 (section 4.1: one pair per prompt)."""
+"""``pairs``: two answers per red-team prompt from the current policy, at T = 1 (section 4.1: one pair per prompt); or
+pairs that are there already, from a file."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai_core.errors import UserError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Tally, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import (
@@ -21,11 +23,16 @@ from cai_core.pipeline.stages.generate import (
     windows,
 )
 from cai_core.pipeline.tables import PAIRS, messages_record, read_prompts
+from cai_core.store.canonical import file_sha256, write_json
 from cai_core.store.ledger import Row
 from cai_core.store.tables import write_table
+from cai_core.text.pairs import read_pairs
 from cai_core.types.backend import GenerateRequest
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Conversation, ModelInput
+
+# People's labels of pairs from a file: id -> probability that A is better.
+HUMAN = "human.json"
 
 
 class Samples:
@@ -99,6 +106,8 @@ def sampled(
 
 def run_pairs(job: Job, folder: Path) -> dict[str, Any]:
     """Writes ``pairs.parquet``. A pair with a failed answer is a row with that failure; equal answers are counted."""
+    if "file" in job.spec.settings:
+        return _from_file(job, folder)
     path = job.input("prompts").path / "prompts.parquet"
     count = sum(1 for _ in _train(path))
     tally, cut, equal = Tally(), set[str](), 0
@@ -114,6 +123,23 @@ def run_pairs(job: Job, folder: Path) -> dict[str, Any]:
     pairs = write_table(folder / "pairs.parquet", PAIRS, rows())
     counts = {"pairs": pairs, "equal_answers": equal, "cut_prompts": len(cut)}
     return {**tally.as_info(), **counts, "notes": cut_notes(len(cut))}
+
+
+def _from_file(job: Job, folder: Path) -> dict[str, Any]:
+    path = Path(job.spec.settings["file"])
+    if file_sha256(path) != job.spec.settings["sha256"]:
+        raise UserError("the file has changed since the run began", where=str(path), hint="give the same command again")
+    pairs = read_pairs(path, job.spec.settings["limit"])
+    rows = (
+        {"id": pair.id, "prompt": messages_record(pair.prompt), "a": pair.a, "b": pair.b, "failure": None}
+        for pair in pairs
+    )
+    write_table(folder / "pairs.parquet", PAIRS, rows)
+    human = {pair.id: pair.p_a for pair in pairs if pair.p_a is not None}
+    if human:
+        write_json(folder / HUMAN, human)
+    counts = {"pairs": len(pairs), "equal_answers": sum(pair.a == pair.b for pair in pairs), "human": len(human)}
+    return {"ok": len(pairs), "failed": {}, **counts, "notes": []}
 
 
 def _train(path: Path) -> Iterator[Prompt]:

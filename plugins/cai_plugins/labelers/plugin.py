@@ -1,11 +1,12 @@
-"""Labelers: ``logprob``, the paper's multiple choice without a chain of thought."""
+"""Labelers: the paper's multiple choice (``logprob``, ``cot``), verdicts in words, people, and several of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cai_core.hookspecs import hookimpl
 from cai_core.types.component import Component
@@ -42,11 +43,134 @@ class LogprobOptions(BaseModel):
     )
 
 
+class CotOptions(BaseModel):
+    """The judge reasons before it answers; the letters are scored after its reasoning. Costs a text per order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["chat", "paper"] = Field(
+        "chat", description="chat: turns, for an instruct model; paper: raw text with the released read-out"
+    )
+    shots: int = Field(
+        0, ge=0, description="worked examples of reasoning from the constitution (few_shots.reasoning); format paper only"
+    )
+    # The paper samples one reasoning, and five for its Figure 4.
+    samples: int = Field(1, ge=1, le=64, description="reasonings per order, whose probabilities are averaged")
+    # After reasoning the probabilities are near 0 or 1; the paper clamps them to 40-60 % (section 4.1).
+    clamp: tuple[float, float] | None = Field(
+        (0.4, 0.6), description="limits of the label, symmetric about 0.5; null: none"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="tokens of reasoning")  # our choice
+    temperature: float = Field(1.0, ge=0, le=10, description="of the reasoning (section 2: 1)")
+    top_p: float = Field(1.0, gt=0, le=1, description="of the reasoning")
+    keep_characters: int = Field(
+        2000, ge=0, description="characters of the first reasoning that are kept with the label"
+    )
+
+    @field_validator("clamp")
+    @classmethod
+    def _symmetric(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is None:
+            return None
+        low, high = value
+        if not 0 <= low <= 0.5 <= high <= 1 or abs(low + high - 1) > 1e-9:
+            raise ValueError("it must be [x, 1 - x] with x in [0, 0.5]: else the label would depend on which answer is A")
+        return value
+
+
+class VerdictOptions(BaseModel):
+    """The judge answers with a letter. Works with any chat model; each verdict is all or nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int = Field(1, ge=1, le=64, description="verdicts per order; their share is the probability")
+    temperature: float = Field(0.0, ge=0, le=10, description="0: greedy; samples differ only above 0")
+    max_new_tokens: int = Field(16, ge=1, description="tokens of a verdict; more for a model that thinks first")
+
+
+class HumanOptions(BaseModel):
+    """Labels that are there already."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path = Field(description="JSON lines: prompt, a, b, p_a; or prompt, chosen, rejected")
+
+
+class _Member(BaseModel):
+    role: Literal["judge", "judge_cot"] = Field("judge", description="which model of the recipe judges")
+
+
+class LogprobMember(LogprobOptions, _Member):
+    """``logprob`` in an ensemble."""
+
+    labeler: Literal["logprob"]
+
+
+class CotMember(CotOptions, _Member):
+    """``cot`` in an ensemble."""
+
+    labeler: Literal["cot"]
+
+
+class VerdictMember(VerdictOptions, _Member):
+    """``verdict`` in an ensemble."""
+
+    labeler: Literal["verdict"]
+
+
+class EnsembleOptions(BaseModel):
+    """The mean of several labelers. Several principles need no ensemble: `principle_sampler: all` averages them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    members: tuple[Annotated[LogprobMember | CotMember | VerdictMember, Field(discriminator="labeler")], ...] = Field(
+        min_length=2, description="each {labeler: logprob | cot | verdict, role: judge | judge_cot, and its options}"
+    )
+    least: int | None = Field(
+        None, ge=1, description="a comparison has a label when this many members have one; null: all"
+    )
+
+
+def make_member(member: LogprobMember | CotMember | VerdictMember, context: StageContext) -> Labeler:
+    """A member of an ensemble."""
+    if isinstance(member, LogprobMember):
+        return make_logprob(member, context)
+    return make_cot(member, context) if isinstance(member, CotMember) else make_verdict(member, context)
+
+
 def make_logprob(options: LogprobOptions, context: StageContext) -> Labeler:
     """Asks the model in the role ``judge``."""
     from cai_plugins.labelers.logprob import LogprobLabeler
 
     return LogprobLabeler(options, context)
+
+
+def make_cot(options: CotOptions, context: StageContext) -> Labeler:
+    """Asks the model in the role ``judge``."""
+    from cai_plugins.labelers.cot import CotLabeler
+
+    return CotLabeler(options, context)
+
+
+def make_verdict(options: VerdictOptions, context: StageContext) -> Labeler:
+    """Asks the model in the role ``judge``."""
+    from cai_plugins.labelers.verdict import VerdictLabeler
+
+    return VerdictLabeler(options, context)
+
+
+def make_human(options: HumanOptions, context: StageContext) -> Labeler:
+    """Asks nobody."""
+    from cai_plugins.labelers.human import HumanLabeler
+
+    return HumanLabeler(options.path)
+
+
+def make_ensemble(options: EnsembleOptions, context: StageContext) -> Labeler:
+    """Asks the models in the roles ``judge`` and ``judge_cot``."""
+    from cai_plugins.labelers.ensemble import EnsembleLabeler
+
+    return EnsembleLabeler(options, context)
 
 
 @hookimpl
@@ -58,4 +182,12 @@ def cai_register_labelers() -> Iterable[Component[Labeler]]:
         make_logprob,
         "P(A) from the log-probabilities of (A) and (B), both orders averaged",
         roles=("judge",),
+    )
+    yield Component(
+        "cot", CotOptions, make_cot, "reasoning first, then P(A); clamped to [0.4, 0.6]", roles=("judge",)
+    )
+    yield Component("verdict", VerdictOptions, make_verdict, "a letter in words, both orders", roles=("judge",))
+    yield Component("human", HumanOptions, make_human, "labels from a file")
+    yield Component(
+        "ensemble", EnsembleOptions, make_ensemble, "the mean of several labelers", roles=("judge", "judge_cot")
     )

@@ -1,0 +1,169 @@
+"""``cai label``: preference labels for pairs that are there already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cai_core.cli.terminal import clean
+from cai_core.errors import UserError
+
+SHOWN = (
+    ("mean_gap", "mean distance of a label from 0.5", "{:.4f}"),
+    ("entropy", "entropy (nats; 0.693 says nothing)", "{:.3f}"),
+    ("mass", "probability on the two letters", "{:.1%}"),
+    ("position_bias", "position bias (0: none)", "{:+.3f}"),
+    ("flip_rate", "answers that change with the order", "{:.1%}"),
+    ("tie_rate", "ties", "{:.1%}"),
+    ("refusal_rate", "refused by the judge", "{:.1%}"),
+    ("unreadable_rate", "unreadable", "{:.1%}"),
+    ("longer_preferred", "the longer answer is preferred", "{:.1%}"),
+    ("length_slope", "change of p when twice as long", "{:+.4f}"),
+    ("disagreement", "disagreement (standard deviation)", "{:.4f}"),
+)
+
+
+@click.command("label")
+@click.argument("pairs", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="New file, .jsonl or .parquet.")
+@click.option("--labeler", default="logprob", show_default=True, help="Name of a labeler; see cai plugins list.")
+@click.option("-l", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the labeler, e.g. shots=0.")
+@click.option("--constitution", default="harmless", show_default=True, help="Name or YAML file.")
+@click.option("--model", default="smollm2-135m-instruct", show_default=True, help="The judge.")
+@click.option("--backend", default="transformers", show_default=True, help="What the judge runs on.")
+@click.option("--sampler", default="uniform", show_default=True, help="Principles of a comparison: uniform, all, ...")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first pairs.")
+@click.option("--no-audit", is_flag=True, help="Do not measure the labeler on comparisons with a known answer.")
+@click.option("--store", type=click.Path(path_type=Path), default=Path(".cai/store"), show_default=True)
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+def command(
+    pairs: Path,
+    out: Path,
+    labeler: str,
+    settings: tuple[str, ...],
+    constitution: str,
+    model: str,
+    backend: str,
+    sampler: str,
+    seed: int,
+    limit: int | None,
+    no_audit: bool,
+    store: Path,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Label the pairs of PAIRS with P(A preferred), and measure the labeler.
+
+    A line of PAIRS has prompt, a and b; or prompt, chosen and rejected (then the labels are compared with it). OUT gets
+    every pair with its label or the reason why there is none, and OUT.stats.json what was measured. It goes on after a
+    crash: give the same command again.
+    """
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise UserError("the name must end in .jsonl or .parquet", where=f"-o {out}")
+    if not pairs.is_file():
+        raise UserError("no such file", where=str(pairs))
+    from cai_core.cli.progress import RunDisplay
+    from cai_core.cli.setup import planned
+    from cai_core.pipeline.runner import run_plan
+    from cai_core.recipe import recipe_from
+    from cai_core.store.artifacts import Artifacts
+    from cai_core.store.canonical import write_json
+    from cai_core.yamlio import load_yaml
+
+    component: dict[str, Any] = {"name": labeler}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"-l {setting!r} is not of the form key=value", hint="for example -l shots=0")
+        component[key], _ = load_yaml(value or "null", f"-l {key}")
+    # The file of the labeler `human` answers for its own pairs and for no others.
+    label: dict[str, Any] = {"labeler": component, "principle_sampler": sampler}
+    if no_audit or labeler in ("human", "cai-core/human"):
+        label["audit"] = None
+    recipe = recipe_from(
+        {
+            "name": "label",
+            "seed": seed,
+            "constitution": constitution,
+            "models": {"base": model},
+            "backend": backend,
+            "pairs": {"path": str(pairs.resolve())},
+            "label": label,
+            "report": None,
+        },
+        "cai label",
+        Path.cwd(),
+    )
+    plan = planned(recipe, store, runs, limit)
+    folder = runs / plan.run_id
+    with RunDisplay(quiet=as_json) as display:
+        run_plan(plan, store, folder, display, command=f"cai label {pairs}")
+    digests = {p.stage.kind: p.digest for p in plan.stages}
+    artifacts = Artifacts(store / "artifacts")
+    labels = artifacts.find("label", digests["label"])
+    assert labels is not None, "run_plan returned, so every stage is there"
+    statistics = dict(labels.info["labels"])
+    if "audit" in digests:
+        audit = artifacts.find("audit", digests["audit"])
+        assert audit is not None
+        statistics["audit"] = _audit(json.loads((audit.path / "metrics.json").read_text(encoding="utf-8")))
+    _write(labels.path / "labels.parquet", out)
+    write_json(out.with_name(f"{out.name}.stats.json"), statistics)
+    if as_json:
+        click.echo(json.dumps(statistics, indent=2, allow_nan=False))
+        return
+    _show(statistics)
+    click.echo(f"Wrote {out} and {out.name}.stats.json")
+
+
+def _write(table: Path, out: Path) -> None:
+    """Beside its place first, so that a crash leaves the old file or the new one."""
+    from cai_core.pipeline.tables import LABELS
+    from cai_core.store.tables import read_table
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    if out.suffix == ".parquet":
+        shutil.copyfile(table, part)
+    else:
+        with part.open("w", encoding="utf-8") as file:
+            for row in read_table(table, LABELS):
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    part.replace(out)
+
+
+def _audit(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = next(metric for metric in metrics if metric["id"] == "audit.accuracy")
+    return {key: found[key] for key in ("value", "low", "high", "n", "failed", "note")}
+
+
+def _show(statistics: Mapping[str, Any]) -> None:
+    failed = statistics["failed"]
+    reasons = ", ".join(f"{n} {kind}" for kind, n in failed.items())
+    click.echo(f"{statistics['n']} labels" + (f"; without one: {reasons}" if reasons else ""))
+    for key, name, form in SHOWN:
+        if statistics.get(key) is not None:
+            click.echo(f"  {name:<40} {form.format(statistics[key])}")
+    if human := statistics.get("human"):
+        parts = [f"accuracy {human['accuracy']:.1%}"] if human["accuracy"] is not None else []
+        parts += [f"calibration error {human['calibration_error']:.3f}", f"Brier {human['brier']:.3f}"]
+        click.echo(f"  {'against ' + str(human['n']) + ' labels of people':<40} {', '.join(parts)}")
+    for entry in statistics["by_principle"]:
+        right = entry.get("human_accuracy")
+        tail = f", accuracy {right:.1%}" if right is not None else ""
+        click.echo(clean(f"  {entry['id']:<40} n {entry['n']}, distance from 0.5 {entry['mean_gap']:.4f}{tail}"))
+    if audit := statistics.get("audit"):
+        if audit["value"] is None:
+            click.echo("WARNING: the labeler could not be measured: every comparison of the audit failed.")
+            return
+        bounds = f"{audit['value']:.1%} [{audit['low']:.1%}, {audit['high']:.1%}], n {audit['n']}"
+        click.echo(f"Audit of the labeler: right in {bounds}; {clean(audit['note'])}.")
+        if audit["low"] <= 0.5:
+            click.echo("WARNING: this is not above chance. Do not train on these labels.")

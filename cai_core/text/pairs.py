@@ -1,0 +1,158 @@
+"""Pairs of answers from a file of JSON lines, in the forms that people have them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from cai_core.errors import UserError
+from cai_core.text.transcripts import parse_transcript
+from cai_core.types.records import Conversation, Message, conversation
+
+MAX_LINE_BYTES = 10_000_000  # our choice: a line is a conversation, not a library
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one conversation. ``p_a``: a person's probability that A is better, None where nobody said."""
+
+    id: str
+    prompt: Conversation
+    a: str
+    b: str
+    p_a: float | None
+    line: int
+
+
+def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
+    """The pairs of a ``.jsonl`` or ``.jsonl.gz`` file, in its order.
+
+    A row has ``prompt`` (text, a transcript with "\\n\\nHuman:", or a list of turns) and two answers: ``a`` and ``b``
+    with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which mean
+    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and ``rejected``
+    are whole transcripts as in hh-rlhf. Ids are made from the content where there is none.
+    Raises ``UserError`` with file and line on anything else, and where there is no pair.
+    """
+    found: list[Pair] = []
+    seen: Counter[str] = Counter()
+    given: dict[str, int] = {}
+    try:
+        with _open(path) as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                where = f"{path} line {number}"
+                if len(raw) > MAX_LINE_BYTES:
+                    raise UserError(f"the line is longer than {MAX_LINE_BYTES:,} bytes", where=where)
+                if not raw.strip():
+                    continue
+                try:
+                    row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    pair = _pair(row, number)
+                except (ValueError, RecursionError) as error:
+                    problem = "not JSON in UTF-8" if isinstance(error, (UnicodeError, json.JSONDecodeError)) else error
+                    hint = 'for example {"prompt": "...", "a": "...", "b": "..."}'
+                    raise UserError(str(problem), where=where, hint=hint) from error
+                if "id" in row:
+                    if pair.id in given:
+                        raise UserError(
+                            f"the id {pair.id!r} is in line {given[pair.id]} too", where=where, hint="ids are unique"
+                        )
+                    given[pair.id] = number
+                else:
+                    seen[pair.id] += 1
+                    if seen[pair.id] > 1:
+                        pair = Pair(f"{pair.id}-{seen[pair.id]}", pair.prompt, pair.a, pair.b, pair.p_a, number)
+                found.append(pair)
+                if limit and len(found) == limit:
+                    break
+    except OSError as error:
+        raise UserError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+    if not found:
+        raise UserError("the file has no pair", where=str(path))
+    return found
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _pair(row: Any, number: int) -> Pair:
+    if not isinstance(row, Mapping):
+        raise ValueError("not a JSON object")
+    names = next((n for n in (("a", "b"), ("chosen", "rejected"), ("better", "worse")) if set(n) <= set(row)), None)
+    if names is None:
+        raise ValueError("the row has neither `a` and `b` nor `chosen` and `rejected`")
+    sides = [row[name] for name in names]
+    if "prompt" in row:
+        prompt = _prompt(row["prompt"])
+        a, b = (_answer(side, prompt) for side in sides)
+    elif names == ("chosen", "rejected"):
+        prompt, a, b = _transcripts(*sides)
+    else:
+        raise ValueError("the row has no `prompt`")
+    p_a = row.get("p_a") if names == ("a", "b") else 1.0
+    if p_a is not None and (isinstance(p_a, bool) or not isinstance(p_a, int | float) or not 0 <= p_a <= 1):
+        raise ValueError(f"`p_a` is {p_a!r}; it must be a probability in [0, 1]")
+    identifier = row.get("id")
+    if identifier is None:
+        content = json.dumps([[m.as_dict() for m in prompt], a, b]).encode()
+        identifier = hashlib.sha256(content).hexdigest()[:16]
+    elif isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
+        raise ValueError("`id` must be a text or a whole number")
+    for text in (str(identifier), a, b, *(m.content for m in prompt)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("the text holds a lone surrogate (half of a \\u pair)") from error
+    return Pair(str(identifier), prompt, a, b, None if p_a is None else float(p_a), number)
+
+
+def _prompt(given: Any) -> Conversation:
+    if isinstance(given, str):
+        if not given.strip():
+            raise ValueError("`prompt` is empty")
+        if not given.startswith("\n\nHuman:"):
+            return (Message("user", given),)
+        turns = parse_transcript(given)
+        # "\n\nAssistant:" at the end only opens the answer.
+        turns = turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content.strip() else turns
+    else:
+        turns = _turns(given, "prompt")
+    if not turns or turns[-1].role != "user":
+        raise ValueError("the last turn of `prompt` must be the user's")
+    return turns
+
+
+def _answer(given: Any, prompt: Conversation) -> str:
+    if isinstance(given, str):
+        return given
+    turns = _turns(given, "an answer")
+    if turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise ValueError("an answer is a text or one turn of the assistant")
+    return turns[0].content
+
+
+def _turns(given: Any, name: str) -> Conversation:
+    if not isinstance(given, Sequence) or not all(
+        isinstance(turn, Mapping) and isinstance(turn.get("content"), str) and "role" in turn for turn in given
+    ):
+        raise ValueError(f'`{name}` is neither a text nor a list of {{"role": ..., "content": text}}')
+    return conversation(given)
+
+
+def _transcripts(chosen: Any, rejected: Any) -> tuple[Conversation, str, str]:
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise ValueError("the row has no `prompt`")
+    one, other = parse_transcript(chosen), parse_transcript(rejected)
+    if len(one) < 2 or len(one) != len(other) or one[:-1] != other[:-1] or one[-1].role != "assistant":
+        raise ValueError("`chosen` and `rejected` are not one conversation with two last answers")
+    return one[:-1], one[-1].content, other[-1].content
