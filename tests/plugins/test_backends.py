@@ -273,20 +273,19 @@ def score_requests(block: str = "") -> list[ScoreRequest]:
 
 
 @pytest.mark.parametrize("block", ["", "Consider the following conversation between a human and an assistant: " * 10])
-@pytest.mark.parametrize("cached", [True, False])
-def test_scores_equal_a_plain_forward_pass(folder: Path, block: str, cached: bool) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_scores_equal_a_plain_forward_pass(folder: Path, block: str, fast: bool) -> None:
     backend = TransformersBackend(TransformersOptions(model=str(folder)), "cpu")
     seen = _count_tokens(backend)
-    backend._shares_cache = cached
+    backend._scorer = backend._scorer if fast else None
     requests = score_requests(block)
     done = {s.id: s for s in backend.score(requests)}
     for request in requests:
         expected = [_plain_score(folder, request.input.text, c) for c in request.continuations]
         assert done[request.id].logprobs == pytest.approx(expected, abs=1e-4)
         assert len(done[request.id].tokens) == len(request.continuations)
-    if block and cached:
-        whole = sum(s.tokens_in for s in done.values())
-        assert sum(seen[:2]) < 0.6 * whole  # the block went through once; continuations come third
+    if block and fast:
+        assert sum(seen) < 0.6 * sum(s.tokens_in for s in done.values()), "the block went through once"
 
 
 def test_scores_do_not_depend_on_the_batch(backend: TransformersBackend) -> None:

@@ -86,7 +86,7 @@ class _Blocks:
         """(tokens in common with the best block, its offset); one token at least stays the row's own."""
         best = 0, 0
         for offset, block in self.ids:
-            common = min(_common(ids, block), len(ids) - 1)
+            common = min(common_length(ids, block), len(ids) - 1)
             if common >= MIN_SHARED and common > best[0]:
                 best = common, offset
         return best
@@ -275,12 +275,12 @@ class Decoder:
                     for row, logits in zip(self.active, first, strict=True):
                         row.tokens.append(int(ids[len(row.ids)]))
                         wanted = plain[0 if len(row.ids) == len(rows[0].ids) else 1]
-                        if not _close(logits, wanted):
+                        if not close(logits, wanted):
                             return False
                     second = self._step()
                     for row, logits in zip(self.active, second, strict=True):
                         whole = torch.tensor([row.ids + row.tokens], device=self.device)
-                        if not _close(logits, self.model(input_ids=whole).logits[0, -1]):
+                        if not close(logits, self.model(input_ids=whole).logits[0, -1]):
                             return False
                     self._clear()
         except Exception as error:  # an architecture may break in any way
@@ -358,7 +358,7 @@ class Decoder:
             if len(family) < MIN_FAMILY:
                 continue
             first, last = min(row.ids for row in family), max(row.ids for row in family)
-            shared = min(_common(first, last), min(len(row.ids) for row in family) - 1)
+            shared = min(common_length(first, last), min(len(row.ids) for row in family) - 1)
             # A block that covers nine tenths of it already will do.
             if shared >= MIN_SHARED and self.blocks.find(first[: shared + 1])[0] < 0.9 * shared:
                 if self.blocks.length + shared > MAX_BLOCK_TOKENS:
@@ -403,7 +403,7 @@ class Decoder:
             kept = self.kept.get(name)
             if kept is None:
                 break
-            common = min(_common(row.ids, kept.ids), len(row.ids) - 1)
+            common = min(common_length(row.ids, kept.ids), len(row.ids) - 1)
             # The same tokens of the same block, or none, must come before.
             fits = kept.block == row.block and (not row.block or kept.offset == row.offset)
             if fits and common - row.block > best[0]:
@@ -683,7 +683,7 @@ def out_of_memory(error: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning; found by halving, since comparing slices is fast."""
     low, high = 0, min(len(a), len(b))
     while low < high:
@@ -695,7 +695,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal up to what the number format loses on the way."""
     tolerance = 1e-3 if a.dtype == torch.float32 else 0.3
     return bool(torch.isfinite(a).all()) and bool((a.float() - b.float()).abs().max() < tolerance)
