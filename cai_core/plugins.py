@@ -414,6 +414,8 @@ def _check_component(kind: Kind, component: Any) -> None:
     needs: Any = component.needs
     if not isinstance(component.roles, (tuple, list)) or not all(role in ROLES for role in component.roles):
         raise _Refused(f"{what}: roles {component.roles!r}", f"Give a tuple of roles: {', '.join(ROLES)}.")
+    if component.roles_of is not None and not callable(component.roles_of):
+        raise _Refused(f"{what}: roles_of is not callable", "Pass a function of options, or leave it out.")
     allowed = [name for name in INJECTED if name != kind.name]
     if not isinstance(needs, (tuple, list)) or not all(need in allowed for need in needs):
         raise _Refused(f"{what}: needs {needs!r}", f"Give a tuple of what can be asked for: {', '.join(allowed)}.")

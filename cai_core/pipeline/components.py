@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import UserError, UserErrors
+from cai_core.errors import PluginError, UserError, UserErrors
+from cai_core.plugins import Offer
 from cai_core.recipe import ComponentRef, RecipeFile
 from cai_core.registry import KINDS, Registry, identity_options
 from cai_core.store.canonical import file_sha256
@@ -98,7 +99,7 @@ class Resolver:
             dumped,
             identity,
             tuple(component.needs),
-            tuple(component.roles),
+            _roles(offer, options),
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:
@@ -119,6 +120,22 @@ class Resolver:
                 continue
             for name in components:
                 self.use(kind, ComponentRef(name=name), file, ("options", kind, name), problems)
+
+
+def _roles(offer: Offer, options: Any) -> tuple[str, ...]:
+    """The roles of models that a component with these options asks for."""
+    component = offer.component
+    if component.roles_of is None:
+        return tuple(component.roles)
+    try:
+        asked = set(component.roles_of(options))
+    except Exception as error:
+        raise PluginError(f"roles_of failed: {type(error).__name__}: {error}", where=offer.id) from error
+    if unknown := asked - set(component.roles):
+        raise PluginError(
+            f"roles_of names {', '.join(sorted(map(str, unknown)))}, which `roles` does not", where=offer.id
+        )
+    return tuple(role for role in component.roles if role in asked)
 
 
 def build_component(registry: Registry, spec: dict[str, Any], context: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,6 +30,8 @@ class Component(Generic[P_co]):
         prompts, principle_sampler, critique_template, labeler, trainer or reward_model, and not its own kind.
     roles: roles of models that it asks the context for (``context.backend(role)``) besides those of its stage, e.g. a
         reward model that asks the "judge". Whoever needs a component gets the models of its roles too.
+    roles_of: of options, those of ``roles`` that are asked for with them, e.g. none where an option is off; without it
+        all are, whatever the options.
     """
 
     name: str
@@ -39,3 +41,4 @@ class Component(Generic[P_co]):
     revision: int = 1
     needs: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    roles_of: Callable[[Any], Collection[str]] | None = None

@@ -24,6 +24,7 @@ from cai_core.testing import (
     RLAlgorithmConformance,
     TrainerConformance,
 )
+from cai_core.testing.base import local_model
 from cai_core.testing.context import TestContext
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest
 from servers import FaultServer
@@ -197,7 +198,31 @@ class TestRules(RewardModelConformance):
     deviations = {
         "test_scores_rise_with_the_label": "the rules are written down, nothing is learnt",
         "test_asked_before_it_knows_anything_it_says_so": "the rules are known from the start",
-        "test_a_label_that_is_no_probability_is_refused": "labels are only compared with the rules",
+    }
+
+
+class TestJudge(RewardModelConformance):
+    component_id = "cai-core/judge"
+    options = {"measure": 2}
+    deviations = {"test_scores_rise_with_the_label": "the judge is asked, nothing is learnt"}
+
+    @pytest.fixture(autouse=True)
+    def _judge(self, cai_tiny_model: Path) -> None:
+        self.judge = local_model(cai_tiny_model)
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        context.backends["judge"] = self.judge
+        return super().make(context, **changed)
+
+
+class TestEnsemble(RewardModelConformance):
+    component_id = "cai-core/ensemble"
+    options = {
+        "members": (
+            {"reward_model": "preference", **TestPreference.options},
+            {"reward_model": "preference", **TestPreference.options},
+        ),
+        "combine": "minimum",
     }
 
 
@@ -282,14 +307,14 @@ def test_no_built_in_component_is_left_out() -> None:
     assert tested == offered
 
 
-def test_only_the_rules_deviate() -> None:
+def test_only_what_does_not_learn_deviates() -> None:
     """Deviations are rare and known."""
     deviating = {
         name
         for name, cls in globals().items()
         if isinstance(cls, type) and issubclass(cls, Conformance) and cls.deviations
     }
-    assert deviating == {"TestRules"}
+    assert deviating == {"TestRules", "TestJudge"}
 
 
 def test_the_tiny_model_is_one(cai_tiny_model: Path) -> None:

@@ -1,10 +1,9 @@
-"""Reward models: ``preference`` (learnt from soft labels) and ``rules`` (written down)."""
+"""Reward models: ``preference`` (learnt), ``rules`` (written down), ``judge`` (asked), ``ensemble`` (several)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -57,21 +56,43 @@ class Pattern(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    regex: str = Field(description="Python regular expression, searched in the answer without regard to case")
+    regex: str = Field(
+        max_length=1000, description="Python regular expression, searched in the answer without regard to case"
+    )
     weight: float = Field(allow_inf_nan=False, description="added when it is found; negative to punish")
 
     @field_validator("regex")
     @classmethod
     def _compiles(cls, value: str) -> str:
+        import regex
+
         try:
-            re.compile(value)
-        except re.error as error:
+            regex.compile(value)
+        except regex.error as error:
             raise ValueError(f"not a regular expression: {error}") from error
         return value
 
 
+class Proposition(BaseModel):
+    """One statement about the answer and what an answer of which it is surely true gains."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    statement: str = Field(
+        min_length=1, description="a sentence that is true or false of an answer, e.g. 'It names a risk.'"
+    )
+    weight: float = Field(
+        allow_inf_nan=False, description="times the judge's probability that it is true; negative to punish"
+    )
+
+
+Format = Literal["chat", "text"]
+_FORMAT = "chat: turns, for an instruct model; text: raw text, for a model without a chat template"
+_UNRATED = "of an answer that the judge refuses to rate or that is too long for it; null stops with an error"
+
+
 class RulesOptions(BaseModel):
-    """A sum of simple checks. It learns nothing and costs nothing: a baseline, and a reward for tests."""
+    """A sum of simple checks. It learns nothing and, without `propositions`, costs nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,6 +103,91 @@ class RulesOptions(BaseModel):
     target_words: int = Field(40, ge=1, description="the length that length_weight rewards")
     repetition_weight: float = Field(
         0.0, allow_inf_nan=False, description="times the share of word pairs that occurred before; negative to punish"
+    )
+    loop_weight: float = Field(
+        0.0, allow_inf_nan=False, description="added when the answer repeats words or sentences in a loop"
+    )
+    refusal_weight: float = Field(
+        0.0, allow_inf_nan=False, description="added when the answer refuses; half of it when it also helps"
+    )
+    bare_refusal_weight: float = Field(
+        0.0, allow_inf_nan=False, description="added when the answer is a refusal of at most 30 words"
+    )
+    emoji_weight: float = Field(
+        0.0, allow_inf_nan=False, description="added at three emoji or more, if over one in ten words"
+    )
+    propositions: tuple[Proposition, ...] = Field(
+        (), description="statements that the model in the role judge finds true or false"
+    )
+    format: Format = Field("chat", description=f"of the question to the judge. {_FORMAT}")
+    unrated: float | None = Field(None, ge=0, le=1, description=f"probability {_UNRATED}")
+
+
+class JudgeOptions(BaseModel):
+    """The judge rates each answer from 1 to 10 under a principle; the reward is the mean of its distribution."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # The paper draws one principle per comparison (section 4.1); here answers to one prompt are what is compared.
+    principles: Literal["one", "all"] = Field(
+        "one", description="one per prompt, drawn by hash, the same for all its answers; or the mean over all, which "
+        "costs a question for each"
+    )
+    format: Format = Field("chat", description=_FORMAT)
+    unrated: float | None = Field(None, ge=1, le=10, description=f"rating {_UNRATED}")
+    # Our choice: the standard error of an agreement near 0.5 is then 0.06.
+    measure: int = Field(
+        64, ge=0, description="comparisons, chosen by hash, on which agreement with the labels is measured"
+    )
+
+
+class _Member(BaseModel):
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="in the mean and the deviation")
+
+
+class PreferenceMember(PreferenceOptions, _Member):
+    """``preference`` in an ensemble; members that are equal otherwise differ by their seeds."""
+
+    reward_model: Literal["preference"]
+
+
+class RulesMember(RulesOptions, _Member):
+    """``rules`` in an ensemble."""
+
+    reward_model: Literal["rules"]
+
+
+class JudgeMember(JudgeOptions, _Member):
+    """``judge`` in an ensemble."""
+
+    reward_model: Literal["judge"]
+
+
+Member = PreferenceMember | RulesMember | JudgeMember
+
+
+class EnsembleOptions(BaseModel):
+    """Several reward models as one. What one of them overrates, the others may not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    members: tuple[Annotated[Member, Field(discriminator="reward_model")], ...] = Field(
+        min_length=2, description="each {reward_model: preference | rules | judge, weight: 1.0, and its options}"
+    )
+    combine: Literal["mean", "minimum", "mean_minus_deviation"] = Field(
+        "mean", description="mean; minimum; or mean less `deviations` times the standard deviation over the members"
+    )
+    # Coste et al. 2023 subtract a multiple of the variance; a standard deviation has the unit of the scores. 1 is ours.
+    deviations: float = Field(1.0, ge=0, allow_inf_nan=False, description="for mean_minus_deviation")
+    # Bai et al. 2022a: "absolute scores" of a preference model mean nothing, only differences do.
+    standardise: bool = Field(
+        True,
+        description="give each member's scores mean 0 and standard deviation 1 over the answers of the comparisons; "
+        "false only where all members have one scale",
+    )
+    # Our choice: 512 answers give a mean and a deviation to within 5 %.
+    measure: int = Field(
+        256, ge=1, description="comparisons, chosen by hash, for the scales, agreement and disagreement"
     )
 
 
@@ -96,7 +202,39 @@ def make_rules(options: RulesOptions, context: StageContext) -> RewardModel:
     """``rules``; see ``rules.py``."""
     from cai_plugins.rewards.rules import Rules
 
-    return Rules(options)
+    return Rules(options, context)
+
+
+def make_judge(options: JudgeOptions, context: StageContext) -> RewardModel:
+    """``judge``; asks the model in the role ``judge``; see ``judge.py``."""
+    from cai_plugins.rewards.judge import JudgeReward
+
+    return JudgeReward(options, context)
+
+
+def make_ensemble(options: EnsembleOptions, context: StageContext) -> RewardModel:
+    """``ensemble``; see ``ensemble.py``."""
+    from cai_plugins.rewards.ensemble import Ensemble
+
+    return Ensemble(options, context)
+
+
+def make_member(member: Member, context: StageContext) -> RewardModel:
+    """A member of an ensemble."""
+    if isinstance(member, PreferenceMember):
+        return make_preference(member, context)
+    return make_rules(member, context) if isinstance(member, RulesMember) else make_judge(member, context)
+
+
+def rules_roles(options: RulesOptions) -> tuple[str, ...]:
+    """Only propositions need a judge."""
+    return ("judge",) if options.propositions else ()
+
+
+def ensemble_roles(options: EnsembleOptions) -> tuple[str, ...]:
+    """A judge where a member asks one."""
+    asks = any(isinstance(m, JudgeMember) or (isinstance(m, RulesMember) and m.propositions) for m in options.members)
+    return ("judge",) if asks else ()
 
 
 @hookimpl
@@ -105,4 +243,23 @@ def cai_register_reward_models() -> Iterable[Component[RewardModel]]:
     yield Component(
         "preference", PreferenceOptions, make_preference, "preference model on soft labels and helpfulness comparisons"
     )
-    yield Component("rules", RulesOptions, make_rules, "weighted checks of length, expressions and repetition")
+    yield Component(
+        "rules",
+        RulesOptions,
+        make_rules,
+        "weighted checks: length, refusal, repetition, expressions, statements put to a judge",
+        revision=2,
+        roles=("judge",),
+        roles_of=rules_roles,
+    )
+    yield Component(
+        "judge", JudgeOptions, make_judge, "the judge's mean rating from 1 to 10, without training", roles=("judge",)
+    )
+    yield Component(
+        "ensemble",
+        EnsembleOptions,
+        make_ensemble,
+        "mean, minimum or mean less deviation of several reward models",
+        roles=("judge",),
+        roles_of=ensemble_roles,
+    )
