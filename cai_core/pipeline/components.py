@@ -17,7 +17,8 @@ from cai_core.store.canonical import file_sha256
 @dataclass(frozen=True, slots=True)
 class ComponentUse:
     """A component as a stage uses it. ``options``: all of them, JSON; ``identity_options``: those that a digest
-    covers, with the content of files in place of their paths."""
+    covers, with the content of files in place of their paths. ``role``: of the model that a backend holds, where that
+    is not the stage's own."""
 
     kind: str
     id: str
@@ -27,14 +28,16 @@ class ComponentUse:
     identity_options: dict[str, Any]
     needs: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    role: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What the digest of a stage covers of it."""
-        return {"kind": self.kind, "id": self.id, "revision": self.revision, "options": self.identity_options}
+        found = {"kind": self.kind, "id": self.id, "revision": self.revision, "options": self.identity_options}
+        return found | ({"role": self.role} if self.role else {})
 
     def as_dict(self) -> dict[str, Any]:
         """For a worker's job."""
-        return {"kind": self.kind, "id": self.id, "options": self.options, "revision": self.revision}
+        return {"kind": self.kind, "id": self.id, "options": self.options, "revision": self.revision, "role": self.role}
 
 
 class Resolver:

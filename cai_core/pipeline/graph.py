@@ -327,7 +327,21 @@ class _Builder:
             if use is not None:
                 uses.append(use)
                 needs += use.needs
+        if backend:
+            uses += self._backends(recipe, uses, role)
         return tuple(uses)
+
+    def _backends(self, recipe: Recipe, uses: list[ComponentUse], own: str) -> list[ComponentUse]:
+        """The recipe's own backends of the roles that components ask for, besides the one of the stage."""
+        found = []
+        for role in dict.fromkeys(role for use in uses for role in use.roles if role != own):
+            if role in recipe.backends:
+                use = self.resolver.use(
+                    "backend", recipe.backends[role], self.file, ("backends", role), self.problems
+                )
+                if use is not None:
+                    found.append(replace(use, role=role))
+        return found
 
     def _models(self, recipe: Recipe, role: str) -> dict[str, ModelUse]:
         name = recipe.models.get(role, recipe.models.get("base", ""))

@@ -105,7 +105,7 @@ class Job:
             for other in self._backends.values():
                 other.close()
             self._backends.clear()
-            spec = self.component_spec("backend")
+            spec = self.component_spec("backend", role)
             options = {**spec["options"], "model": self.spec.models[role]}
             self._backends[role] = build_component(self.registry, {**spec, "options": options}, self)
         return self._backends[role]
@@ -121,11 +121,13 @@ class Job:
 
     # what stage functions use ------------------------------------------------------------------------------------
 
-    def component_spec(self, kind: str) -> dict[str, Any]:
-        """The chosen component of a kind, as the recipe has it."""
-        for spec in self.spec.components:
-            if spec["kind"] == kind:
-                return dict(spec)
+    def component_spec(self, kind: str, role: str = "") -> dict[str, Any]:
+        """The chosen component of a kind, as the recipe has it; of backends the one of this role, else the stage's."""
+        of_kind = [spec for spec in self.spec.components if spec["kind"] == kind]
+        for wanted in (role, ""):
+            for spec in of_kind:
+                if spec.get("role", "") == wanted:
+                    return dict(spec)
         raise PluginError(f"a component asked for a {kind} that it did not declare in `needs`")
 
     def all_of(self, kind: str) -> list[tuple[dict[str, Any], Any]]:

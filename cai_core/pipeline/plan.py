@@ -188,11 +188,10 @@ def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
             found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return found
     if path == "components" and isinstance(old, list) and isinstance(new, list):
-        was = {(c["kind"], c["id"]) if c["kind"] in ("evaluator", "reporter") else c["kind"]: c for c in old}
-        now = {(c["kind"], c["id"]) if c["kind"] in ("evaluator", "reporter") else c["kind"]: c for c in new}
+        was, now = ({_place(c): c for c in components} for components in (old, new))
         found = []
         for key in {**was, **now}:
-            name = key if isinstance(key, str) else f"{key[0]} {key[1]}"
+            name = " ".join(part for part in key if part)
             if key not in was or key not in now:
                 found.append((name, "absent" if key not in was else "present", "present" if key in now else "absent"))
             else:
@@ -203,6 +202,12 @@ def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
                 )
         return found
     return [] if old == new else [(path, old, new)]
+
+
+def _place(component: Mapping[str, Any]) -> tuple[str, str]:
+    """What a component is in its stage: one of several of its kind by its id or role, else the one of its kind."""
+    several = component["kind"] in ("evaluator", "reporter")
+    return component["kind"], component["id"] if several else component.get("role", "")
 
 
 def _short(value: Any) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cai_core.constitution import load_constitution
-from cai_core.errors import UserError, UserErrors
+from cai_core.errors import PluginError, UserError, UserErrors
 from cai_core.pipeline.components import Resolver
 from cai_core.pipeline.graph import Graph, build_graph, identity_digest
 from cai_core.plugins import Plugins, load_plugins
@@ -117,6 +119,42 @@ def test_what_a_component_asks_for_comes_with_its_models(tmp_path: Path) -> None
     assert {use.kind for use in found["rl"].components} >= {"labeler", "principle_sampler", "reward_model"}
     assert found["evaluate"].models["judge"].name == "org/judge", "preference_model scores with it"
     assert found["evaluate"].settings["models"] == ["base", "sft", "rl"], "it is asked and not evaluated"
+
+
+def test_a_judge_is_asked_for_only_where_the_options_say_so_and_by_its_own_backend(tmp_path: Path) -> None:
+    """`rules` needs a judge for statements alone; a judge on a server stays there when another stage asks it."""
+    models = "{base: org/model, judge: 'server:judge', reward_base: org/model}"
+    server = "\nbackends: {judge: {name: openai, base_url: 'http://127.0.0.1:1/v1'}}"
+    text = FULL.replace("{base: org/model}", models) + server
+    asking = "reward={name: rules, propositions: [{statement: It is kind., weight: 1}]}"
+    plain = {stage.id: stage for stage in graph_of(tmp_path, text, "reward=rules").stages}
+    for stage in ("reward", "rl", "evaluate"):
+        assert "judge" not in plain[stage].models
+        assert [use.id for use in plain[stage].components if use.kind == "backend"] == ["cai-core/transformers"]
+    for override in (asking, "reward=judge"):
+        asked = {stage.id: stage for stage in graph_of(tmp_path, text, override).stages}
+        for stage in ("reward", "rl", "evaluate"):
+            assert asked[stage].models["judge"].name == "server:judge"
+            backends = [(use.id, use.role) for use in asked[stage].components if use.kind == "backend"]
+            assert backends == [("cai-core/transformers", ""), ("cai-core/openai", "judge")]
+        assert [use.role for use in asked["label"].components if use.kind == "backend"] == [""]
+    before = digests(graph_of(tmp_path, text, "reward=judge"))
+    after = digests(graph_of(tmp_path, text, "reward=judge", "backends.judge.base_url=http://127.0.0.1:2/v1"))
+    assert before["answers[base]"] == after["answers[base]"]
+
+
+@pytest.mark.parametrize(
+    ("roles_of", "message"), [(lambda options: ("judge_cot",), "judge_cot"), (lambda options: 1 / 0, "division")]
+)
+def test_a_component_that_asks_for_what_it_did_not_declare_is_named(
+    tmp_path: Path, roles_of: Callable[[Any], tuple[str, ...]], message: str
+) -> None:
+    rules = REGISTRY.find("reward_model", "rules")
+    odd = replace(rules, component=replace(rules.component, name="odd", roles_of=roles_of), id="x/odd")
+    registry = Registry(Plugins((*REGISTRY.offers(), odd)))
+    with pytest.raises(PluginError, match=message) as caught:
+        graph_of(tmp_path, FULL, "reward=odd", registry=registry)
+    assert caught.value.where == "x/odd"
 
 
 def test_branches_share_what_is_equal(tmp_path: Path) -> None:

@@ -33,6 +33,13 @@ class _Label:
         self.principles = job.principles("comparison")
         self.rows: dict[str, Row] = {}
         self.drawn: dict[str, list[str]] = {}
+        models, components = job.spec.identity["models"], job.spec.identity["components"]
+        # Besides the judge: what a labeler asks in other roles, and backends of their own.
+        self.others: dict[str, Any] = {}
+        if roles := {role: models[role] for role in models if role != "judge"}:
+            self.others["roles"] = roles
+        if backends := [c for c in components if c.get("role")]:
+            self.others["backends"] = backends
 
     def initial(self) -> Iterable[Unit[Comparison]]:
         for pair in self.pairs:
@@ -54,6 +61,7 @@ class _Label:
                 "backend": self.job.component_identity("backend"),
                 "model": self.job.model_digest("judge"),
                 "seed": self.job.spec.seed,
+                **self.others,
             }
             yield Unit(pair["id"], identity, comparison)
 
