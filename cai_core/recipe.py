@@ -145,7 +145,8 @@ class Recipe(_Model):
     backend: ComponentRef = ComponentRef(name="cai-core/transformers")
     backends: dict[str, ComponentRef] = Field(
         default_factory=dict,
-        description="role -> backend of its stages: generator (revise), judge (label, audit), policy (pairs, answers)",
+        description="role -> backend of its stages: generator (revise), judge (label, audit, and where a component "
+        "asks it), policy (pairs, answers)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; not part of any digest")
     prompts: ComponentRef | None = None
