@@ -24,6 +24,9 @@ from cai_core.types.principles import Constitution
 
 T = TypeVar("T")
 
+TRAINED = {"sft": "sft_base", "reward": "reward_base", "rl": "policy"}
+"""The role of the model that a stage trains."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
@@ -85,7 +88,9 @@ def make_plan(
                     models[name] = found
     for stage in graph.stages if graph is not None else ():
         for role, use in stage.models.items():
-            if stage.kind in ("sft", "reward", "rl") and use.name in models and models[use.name].source == "server":
+            # Other roles of such a stage are asked, not trained: the judge of a reward, say.
+            trained = role == TRAINED.get(stage.kind)
+            if trained and use.name in models and models[use.name].source == "server":
                 problems.append(
                     UserError(
                         f"the stage {stage.id} trains the model in the role {role!r}, and {use.name} is on a server",

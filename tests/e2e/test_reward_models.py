@@ -90,7 +90,7 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
     ],
 )
 def test_a_reward_model_is_one_word(folder: Path, server: FaultServer, word: str, asks: bool) -> None:
-    """Fitted once, used by both algorithms and by the evaluator; the judge is asked on its server and nowhere else."""
+    """Fitted once, used by both algorithms and the evaluator; the judge is asked on its server and nowhere else."""
     before = len(server.bodies)
     record = run(folder, "-o", f"reward={word}")
     ran = {stage["id"]: stage["status"] for stage in record["stages"]}
