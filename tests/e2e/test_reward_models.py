@@ -80,6 +80,7 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1]))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("word", "asks"),
     [
