@@ -27,9 +27,18 @@ def fingerprint(body: dict[str, Any]) -> str:
 
 class FaultServer:
     """In a thread. ``fault(number of the call, body)`` names what goes wrong with it: "", a status, "429 1" (with
-    Retry-After), reset, half, garbage, form, stall, filter."""
+    Retry-After), reset, half, garbage, form, stall, filter, abort, null, bytes (sent one by one), surrogate, keys
+    (the request's headers in the message of a 500), "error 429" (status 200 with an error in it), "to URL" (a
+    redirect)."""
 
-    def __init__(self, fault: Fault = lambda number, body: "", delay: float = 0.0, models: Any = None) -> None:
+    def __init__(
+        self,
+        fault: Fault = lambda number, body: "",
+        delay: float = 0.0,
+        models: Any = None,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.host = host
         self.fault = fault
         self.delay = delay
         self.models = models if models is not None else [{"id": "m", "max_model_len": 4096}]
@@ -55,7 +64,7 @@ class FaultServer:
     @property
     def url(self) -> str:
         """With /v1."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -71,7 +80,7 @@ class FaultServer:
         app.router.add_post("/v1/chat/completions", self._answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+        site = web.TCPSite(runner, self.host, 0, backlog=1024)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]
 
@@ -114,6 +123,24 @@ class FaultServer:
             return web.json_response({"choices": []})
         if fault == "filter":
             return web.json_response({"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]})
+        if fault == "abort":
+            return web.json_response({"choices": [{"message": {"content": "Ans"}, "finish_reason": "abort"}]})
+        if fault == "null":
+            return web.json_response({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]})
+        if fault == "surrogate":
+            return web.Response(text='{"choices": [{"message": {"content": "a\\ud83d"}}]}')
+        if fault == "bytes":
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for byte in json.dumps({"choices": [{"message": {"content": "Größe 🙂"}}]}, ensure_ascii=False).encode():
+                await response.write(bytes([byte]))
+            return response
+        if fault == "keys":
+            return web.Response(status=500, text=f"headers were {dict(request.headers)}")
+        if fault.startswith("error "):
+            return web.json_response({"error": {"message": "said in a 200", "code": int(fault[6:])}})
+        if fault.startswith("to "):
+            return web.Response(status=307, headers={"Location": fault[3:]})
         if fault == "stall":
             await asyncio.sleep(3600)
         status, _, after = fault.partition(" ")
@@ -126,11 +153,14 @@ class FaultServer:
         """A completion that names what was asked; the log-probability of a token is minus its length."""
         text = f"Answer {fingerprint(body)} to it."
         usage = {"prompt_tokens": 7, "completion_tokens": 5}
+        if body.get("echo"):
+            usage = {}
         if "messages" in body:
             return {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage}
         choice: dict[str, Any] = {"text": text, "finish_reason": "length"}
         if body.get("echo"):
-            tokens = [part for word in body["prompt"].split(" ") for part in (" " + word,)]
+            words = body["prompt"] if isinstance(body["prompt"], list) else body["prompt"].split(" ")
+            tokens = [f" {word}" for word in words]
             offsets, at = [], -1
             for token in tokens:
                 offsets.append(max(0, at))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import time
+import traceback
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai_core.errors import CAIError, EnvironmentProblem, UserError
+from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import Message, ModelInput
 from cai_plugins.backends import openai
@@ -77,7 +83,10 @@ def test_requests_are_taken_when_there_is_room_and_follow_ups_are_seen() -> None
     assert len(seen) == 7
 
 
-@pytest.mark.parametrize("fault", ["429", "429 0.05", "500", "503", "502", "reset", "half", "garbage", "form"])
+@pytest.mark.parametrize(
+    "fault",
+    ["429", "429 0.05", "500", "503", "502", "reset", "half", "garbage", "form", "abort", "error 429", "error 500"],
+)
 def test_what_fails_for_a_while_is_tried_again(fault: str) -> None:
     failing = random.Random(3)
     with FaultServer(lambda number, body: fault if failing.random() < 0.4 else "") as server:
@@ -109,7 +118,9 @@ def test_one_request_that_always_fails_is_a_typed_row_and_the_others_are_answere
     assert [c.id for c in done.values() if c.failure] == ["r1"]
 
 
-@pytest.mark.parametrize(("fault", "kind"), [("400", "too_long"), ("filter", "refusal"), ("422", "infra")])
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("400", "too_long"), ("filter", "refusal"), ("422", "infra"), ("null", "unparseable")]
+)
 def test_what_trying_again_cannot_mend_is_a_row_at_once(fault: str, kind: str) -> None:
     with FaultServer(lambda number, body: fault if "Question 1?" in str(body) else "") as server:
         one = backend(server)
@@ -118,7 +129,7 @@ def test_what_trying_again_cannot_mend_is_a_row_at_once(fault: str, kind: str) -
     assert done["r1"] is not None
     assert done["r1"].kind == kind
     assert done["r0"] is None
-    assert len(server.calls) == 3
+    assert ["Question 1?" in str(body) for body in server.bodies].count(True) == 1
 
 
 def test_a_dead_server_stops_the_stage_and_makes_no_rows() -> None:
@@ -244,9 +255,205 @@ def test_continuations_are_scored_from_the_prompt() -> None:
 def test_a_body_without_end_is_no_danger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "MAX_BODY", 10_000)
     with FaultServer() as server:
-        server.reply = lambda body: {"choices": [{"text": "x" * 100_000}]}
+        server.reply = lambda body: {"choices": [{"text": "x" * (100_000 if "Question" in str(body) else 1)}]}
         one = backend(server)
         (done,) = one.generate(asked(1))
         one.close()
     assert done.failure is not None
     assert "larger than" in done.failure.message
+
+
+def test_one_request_that_always_fails_alone_is_a_row_too() -> None:
+    """After a restart it is the only one left: no other answers tell that the server works."""
+    with FaultServer(lambda number, body: "500" if "Question" in str(body) else "") as server:
+        one = backend(server, retries=2)
+        (done,) = one.generate(asked(1))
+        one.close()
+    assert done.failure is not None
+    assert done.failure.kind == "infra"
+    assert [body["messages"][0]["content"] for body in server.bodies] == ["Question 0?"] * 3 + ["Hi"]
+
+
+def test_a_request_on_which_the_server_stalls_alone_is_a_row() -> None:
+    with FaultServer(lambda number, body: "stall" if "Question" in str(body) else "") as server:
+        one = backend(server, retries=1, timeout_s=0.3, patience_s=0.2)
+        (done,) = one.generate(asked(1))
+        one.close()
+    assert done.failure is not None
+    assert "failed 2 times: TimeoutError" in done.failure.message
+
+
+def test_a_call_ends_with_its_units_deadline() -> None:
+    with FaultServer(lambda number, body: "stall" if "Question 0?" in str(body) else "") as server:
+        one = backend(server, deadline_s=0.4, timeout_s=200)
+        done = {c.id: c.failure for c in one.generate(asked(2))}
+        one.close()
+    assert done["r1"] is None
+    assert done["r0"] is not None
+    assert "no answer in 0.4 s" in done["r0"].message
+
+
+def test_a_server_that_refuses_even_a_short_call_of_the_form_stops_the_stage() -> None:
+    """Rows stay for ever, and these would be the recipe's fault."""
+    with FaultServer(lambda number, body: "422" if "continue_final_message" in body else "") as server:
+        one = backend(server)
+        seen = []
+        with pytest.raises(EnvironmentProblem, match="refuses every call: status 422"):
+            seen.extend(one.generate(asked(5, prefill="The")))
+        one.close()
+    assert seen == []
+
+
+def test_a_busy_server_uses_up_no_tries() -> None:
+    with FaultServer(lambda number, body: "429" if number < 12 else "") as server:
+        one = backend(server, retries=1)
+        (done,) = one.generate(asked(1))
+        one.close()
+    assert done.failure is None
+
+
+def test_a_long_retry_after_stops_the_stage_and_a_date_is_understood() -> None:
+    with FaultServer(lambda number, body: "429 7200") as server:
+        one = backend(server)
+        with pytest.raises(EnvironmentProblem, match="pause of 7200 s"):
+            list(one.generate(asked(3)))
+        one.close()
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 85 < openai._retry_after(at) <= 90
+    assert openai._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    for odd in ("soon", "nan", "-3", "Wed, 99 Oct 99999 07:28:00 GMT", ""):
+        assert openai._retry_after(odd) == 0
+
+
+def test_text_of_half_characters() -> None:
+    with FaultServer(lambda number, body: "bytes" if number == 0 else "surrogate") as server:
+        one = backend(server, concurrency=1)
+        texts = [c.text for c in one.generate(asked(2))]
+        one.close()
+    assert texts == ["Größe 🙂", "a?"]
+
+
+@pytest.mark.parametrize("models", [[], {}, "x", 5, [5, None], [{"id": "m", "max_model_len": "x"}]])
+def test_odd_lists_of_models(models: Any) -> None:
+    with FaultServer(models=models) as server:
+        one = backend(server)
+        assert one.context_length == openai.UNKNOWN_CONTEXT
+        one.close()
+
+
+def test_a_redirect_is_not_followed_and_the_key_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with FaultServer() as other, FaultServer(lambda number, body: f"to {other.url}/chat/completions?k=1") as server:
+        one = backend(server)
+        with pytest.raises(UserError, match=rf"redirects to http://127\.0\.0\.1:{other.port}/v1/chat/completions\n?"):
+            list(one.generate(asked(2)))
+        one.close()
+    assert other.headers == []
+
+
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultServer() as server:
+        one = OpenAIBackend(OpenAIOptions(model="server:m", base_url=f"{server.url}/"))
+        assert len(list(one.generate(asked(2)))) == 2
+        one.close()
+        one = OpenAIBackend(OpenAIOptions(model="server:m", base_url=server.url.removesuffix("/v1")))
+        with pytest.raises(UserError, match="usually ends on /v1"):
+            list(one.generate(asked(2)))
+        one.close()
+    for url in ("http://[::1/v1", "http://host:port/v1"):
+        with pytest.raises(UserError, match="is no address"):
+            OpenAIBackend(OpenAIOptions(model="server:m", base_url=url))
+
+
+def test_an_ipv6_address() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as free:
+            free.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with FaultServer(host="::1") as server:
+        one = backend(server)
+        assert len(list(one.generate(asked(2)))) == 2
+        one.close()
+
+
+def test_the_environments_proxy_is_used_but_not_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://user:hidden-word@127.0.0.1:9")
+    with FaultServer() as server:
+        one = backend(server)
+        assert len(list(one.generate(asked(2)))) == 2
+        one.close()
+    one = OpenAIBackend(OpenAIOptions(model="server:m", base_url="http://models.example/v1", patience_s=0.1))
+    with pytest.raises(EnvironmentProblem, match=r"127\.0\.0\.1:9") as caught:
+        list(one.generate(asked(1)))
+    one.close()
+    assert "hidden-word" not in "".join(traceback.format_exception(caught.value))
+    monkeypatch.setenv("NO_PROXY", "models.example")
+    assert openai._proxy("http://models.example/v1") is None
+    monkeypatch.setenv("HTTP_PROXY", "socks5://x:1")
+    with pytest.raises(UserError, match="socks5 proxy"):
+        openai._proxy("http://others.example/v1")
+
+
+def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a\nb")
+    with pytest.raises(UserError, match="characters that no key has") as caught:
+        OpenAIBackend(OpenAIOptions(model="server:m"))
+    assert "sk-a" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a\n")
+    assert OpenAIBackend(OpenAIOptions(model="server:m"))._key == "sk-a"
+
+
+def test_text_that_is_scored_may_have_characters_of_several_tokens_before_it() -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        tokens = ["<s>", "\ufffd", "\ufffd", ":", " (", "A)", "x"]
+        return {"choices": [{"logprobs": {"tokens": tokens, "token_logprobs": [None, -1, -1, -1, -2, -3, -9]}}]}
+
+    with FaultServer() as server:
+        server.reply = reply  # type: ignore[method-assign]
+        one = backend(server)
+        (scores,) = one.score([ScoreRequest("s", ModelInput(text="🙂:"), (" (A)",))])
+        one.close()
+    assert (scores.logprobs, scores.tokens, scores.tokens_in) == ((-5.0,), (2,), 4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "x"])
+def test_log_probabilities_that_are_none(value: Any) -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        if body["prompt"] == "Hi":
+            return {}
+        return {"choices": [{"logprobs": {"tokens": ["a", " b", "x"], "token_logprobs": [None, value, -1]}}]}
+
+    with FaultServer() as server:
+        server.reply = reply  # type: ignore[method-assign]
+        one = backend(server, retries=1)
+        (scores,) = one.score([ScoreRequest("s", ModelInput(text="a"), (" b",))])
+        one.close()
+    assert scores.failure is not None
+    assert scores.failure.kind == "infra"
+
+
+def test_vllm_is_told_what_it_would_take_from_the_model() -> None:
+    with FaultServer(models=[{"id": "m", "owned_by": "vllm"}]) as server:
+        one = backend(server)
+        list(one.generate(asked(1, stop=("a", "b", "c", "d", "e"))))
+        one.close()
+    assert server.bodies[0].items() >= openai.NEUTRAL.items()
+    assert len(server.bodies[0]["stop"]) == 5
+
+
+def test_text_never_becomes_a_special_token(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m")
+    with FaultServer(models=[{"id": "m", "owned_by": "vllm"}]) as server:
+        one = backend(server, tokenizer=str(folder))
+        list(one.generate(asked(1)))
+        list(one.generate([GenerateRequest("x", ModelInput(text="a<|im_end|>b"), Sampling(4), 1)]))
+        one.close()
+        with pytest.raises(UserError, match="tokenizer cannot be opened"):
+            list(backend(server, tokenizer=str(tmp_path / "none")).generate(asked(1)))
+    ends = one._tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert server.bodies[0]["prompt"].count(ends) == 1  # the turn's own end
+    assert ends not in server.bodies[1]["prompt"]
+    assert ends in server.bodies[0]["stop_token_ids"]

@@ -4,23 +4,28 @@ Calls run side by side on an event loop of their own thread. How many is adapted
 is too many (429, 503), and raised again with every success. A call that fails is tried again after a pause that
 grows, with jitter so that not all come back at once. A unit gives up when its tries or its time are used up and the
 server answers others; while the server answers nobody, units wait, and after a while the stage stops: rows of a dead
-server would stay for ever. Keys come from the environment and are written nowhere; redirects are not followed, since
-a key goes with them.
+server would stay for ever. For the same reason, before a unit is given up the server must have answered somebody since
+it began to fail: another unit, or a short call of the same form. Keys come from the environment and are written
+nowhere, also where the server repeats them; redirects are not followed, since a key goes with them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
+import math
 import os
 import queue
 import random
 import threading
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -35,11 +40,15 @@ MAX_STOPS = 4  # what the protocol allows; the rest is cut here
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 UNKNOWN_CONTEXT = 1 << 30
+# vLLM takes defaults for these from the model's generation_config.json unless a call names them; other servers may not
+# know the names.
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # Words for "the input is too long" in the answers of vLLM, SGLang, llama.cpp and OpenAI.
 TOO_LONG = ("context length", "context_length", "maximum context", "too long", "context size", "max_model_len")
 
 Request = TypeVar("Request", GenerateRequest, ScoreRequest)
 Result = TypeVar("Result", Completion, Scores)
+Answer = TypeVar("Answer")
 
 
 class _Failed(Exception):
@@ -69,13 +78,19 @@ class OpenAIBackend:
         self.model = options.model.removeprefix(SERVED)
         if not self.model:
             raise UserError("the backend was given no model", hint="set a model under `models:`, as server:NAME")
-        self._key = os.environ.get(options.api_key_env, "") if options.api_key_env else ""
+        self._key = _key(options.api_key_env)
+        self._proxy = _proxy(options.base_url)
+        secrets = (self._key, urlsplit(self._proxy or "").password or "")
+        self._secrets = tuple(secret for secret in secrets if secret)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._session: aiohttp.ClientSession | None = None
         self._gate = _Gate(options.concurrency)
         self._context_length = 0
+        self._is_vllm = False
         self._tokenizer: Any = None
+        self._specials: tuple[str, ...] = ()
+        self._probing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # the protocol of backends --------------------------------------------------------------------------------------
@@ -133,9 +148,8 @@ class OpenAIBackend:
         if self._loop is not None:
             return
         if self.options.tokenizer:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self.options.tokenizer)
+            self._tokenizer = _tokenizer(self.options.tokenizer)
+            self._specials = tuple(sorted(set(self._tokenizer.all_special_tokens), key=len, reverse=True))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="openai-backend")
         self._thread.start()
@@ -154,10 +168,11 @@ class OpenAIBackend:
             auto_decompress=True,
         )
         try:
-            listed = await self._until_done(lambda: self._get("/models"), self._gate.begin())
+            listed = await self._until_done(lambda: self._call("GET", "/models", None), self._gate.begin())
         except _Failed:
             return UNKNOWN_CONTEXT  # not every server lists its models
-        entries = [entry for entry in listed.get("data") or [] if isinstance(entry, dict)]
+        data = listed.get("data") if isinstance(listed, dict) else None
+        entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
         names = [str(entry.get("id")) for entry in entries]
         if names and self.model not in names:
             raise UserError(
@@ -165,6 +180,7 @@ class OpenAIBackend:
                 where=self.options.base_url,
                 hint=f"it has {', '.join(names[:10])}; write `server:NAME` under `models:`",
             )
+        self._is_vllm = any(entry.get("owned_by") == "vllm" for entry in entries)
         for entry in entries:
             if entry.get("id") == self.model and isinstance(entry.get("max_model_len"), int):
                 return int(entry["max_model_len"])
@@ -208,67 +224,128 @@ class OpenAIBackend:
                 raise result
             yield result
 
-    async def _until_done(self, call: Callable[[], Awaitable[Any]], began: float) -> Any:
-        """``call`` until it succeeds, with pauses. Raises ``_Failed`` when tries or time are used up, and
-        ``EnvironmentProblem`` when the server has answered nobody for ``patience_s``."""
+    async def _until_done(
+        self, call: Callable[[], Awaitable[Answer]], began: float, probe: tuple[str, dict[str, Any]] | None = None
+    ) -> Answer:
+        """``call`` until it succeeds, with pauses. Raises ``_Failed`` when tries or time are used up or trying again
+        cannot help, and ``EnvironmentProblem`` when the server has answered nobody for ``patience_s``, or refuses even
+        ``probe``: path and body of a short call of the same form."""
         options, gate = self.options, self._gate
-        tries, first_failure = 0, 0.0
+        tries, pauses, first_failure = 0, 0, 0.0
         while True:
             await gate.enter()
+            entered = time.monotonic()
+            left = options.deadline_s - (entered - began)
             try:
-                result = await call()
-            except _TryAgain as error:
-                gate.leave(busy=error.busy)
-                tries += 1
+                # A unit past its time is tried on only while the server answers nobody.
+                async with asyncio.timeout(left if left > 0 else None):
+                    result = await call()
+            except (_TryAgain, TimeoutError) as error:
+                busy, after = (error.busy, error.after) if isinstance(error, _TryAgain) else (False, 0.0)
+                gate.leave(busy=busy)
+                # What a server has no time for now says nothing of the unit: it is waited out until the deadline.
+                tries, pauses = tries + (not busy), pauses + 1
                 first_failure = first_failure or time.monotonic()
-                if gate.silent_for() > options.patience_s:
+                if after > options.deadline_s:
                     raise EnvironmentProblem(
-                        f"the server has answered no call for {options.patience_s:g} s: {error}",
+                        f"the server asks for a pause of {after:.0f} s: {error}",
+                        where=options.base_url,
+                        hint="give the same command again after that: all that is finished is kept",
+                    ) from error
+                late = time.monotonic() - began > options.deadline_s
+                spent, silent = tries > options.retries or late, gate.silent_for() > options.patience_s
+                if (spent or silent) and await self._answers_others(probe, first_failure):
+                    if spent:
+                        reason = f"no answer in {options.deadline_s:g} s" if late else f"failed {tries} times"
+                        raise _Failed("infra", f"{reason}: {error or 'stalled'}") from error
+                elif silent:
+                    raise EnvironmentProblem(
+                        f"the server has answered no call for {options.patience_s:g} s: {error or 'stalled'}",
                         where=options.base_url,
                         hint="see whether it runs, then give the same command again: all that is finished is kept",
                     ) from error
-                late = time.monotonic() - began > options.deadline_s
-                if (tries > options.retries or late) and gate.answered_since(first_failure):
-                    reason = f"no answer in {options.deadline_s:g} s" if late else f"failed {tries} times"
-                    raise _Failed("infra", f"{reason}: {error}") from error
-                pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tries - 1, 8)) * random.uniform(0.5, 1.5)
-                pause = min(max(pause, error.after), max(options.patience_s, error.after))
-                if error.busy and error.after:
-                    gate.rest(error.after)
+                pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(pauses - 1, 8)) * random.uniform(0.5, 1.5)
+                pause = max(min(pause, options.patience_s), after)
+                if after:
+                    began += pause  # what the server asks for is not the unit's time
+                if busy and after:
+                    gate.rest(after)
                 await asyncio.sleep(pause)
+            except _Failed as error:
+                gate.leave(busy=False)
+                if error.failure.kind != "infra":
+                    gate.answered()
+                elif probe and not await self._answers_others(probe, entered):
+                    raise EnvironmentProblem(
+                        f"the server refuses every call: {error}",
+                        where=options.base_url,
+                        hint="it also refuses a short call of the same form; see which fields it supports, then give "
+                        "the same command again",
+                    ) from error
+                raise
             except BaseException:
                 gate.leave(busy=False)
                 raise
             else:
-                gate.leave(busy=False, success=True)
+                gate.leave(busy=False)
+                gate.answered()
                 return result
 
-    # calls ---------------------------------------------------------------------------------------------------------
+    async def _answers_others(self, probe: tuple[str, dict[str, Any]] | None, since: float) -> bool:
+        """Whether the server has answered anybody since, or answers ``probe`` now."""
+        async with self._probing:
+            if self._gate.answered_since(since) or probe is None:
+                return self._gate.answered_since(since)
+            path, body = probe
+            try:
+                await self._call("POST", path, body)
+            except (_TryAgain, _Failed):
+                return False
+            self._gate.answered()
+            return True
 
-    async def _get(self, path: str) -> Any:
-        return await self._call("GET", path, None)
+    # calls ---------------------------------------------------------------------------------------------------------
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         assert self._session is not None
         try:
             async with self._session.request(
-                method, self.options.base_url.rstrip("/") + path, json=body, allow_redirects=False
+                method, self.options.base_url.rstrip("/") + path, json=body, allow_redirects=False, proxy=self._proxy
             ) as response:
                 raw = await response.content.read(MAX_BODY + 1)
                 while len(raw) <= MAX_BODY and (more := await response.content.read(MAX_BODY)):
                     raw += more
                 status, after = response.status, _retry_after(response.headers.get("Retry-After"))
+                target = response.headers.get("Location", "")
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+            # Without its cause: a traceback would print what the error holds, the proxy's password, say.
+            raise _TryAgain(self._hidden(f"{type(error).__name__}: {error}".rstrip(": "))) from None
         if len(raw) > MAX_BODY:
             raise _Failed("infra", f"the server's answer is larger than {MAX_BODY:,} bytes")
-        text = raw.decode("utf-8", "replace")
+        text = self._hidden(raw.decode("utf-8", "replace"))
+        if 300 <= status < 400:
+            raise UserError(
+                f"the server redirects to {self._hidden(target.partition('?')[0])[:200] or 'nowhere'}",
+                where=self.options.base_url,
+                hint="redirects are not followed, since the key would go along; set `base_url` to where the API is",
+            )
         if status == 200:
             try:
-                return json.loads(text)
+                answer = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise _TryAgain(f"the server's answer is not JSON: {text[:80]!r}") from error
+            if not isinstance(answer, dict) or not answer.get("error") or answer.get("choices"):
+                return answer
+            # Some proxies report failures so.
+            code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
+            status = code if type(code) is int and 400 <= code < 600 else 500
         self._refuse(status, text, after, path)
+
+    def _hidden(self, text: str) -> str:
+        """Without keys: servers repeat what they were sent."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
     def _refuse(self, status: int, text: str, after: float, path: str) -> None:
         reason = f"status {status}: {_message(text)}"
@@ -303,36 +380,59 @@ class OpenAIBackend:
             "top_p": sampling.top_p,
             "seed": request.seed & 0x7FFFFFFF,
         }
+        if self._is_vllm:
+            body |= NEUTRAL
+            if self._tokenizer is not None:
+                # Any special token ends the text: after it comes another turn, which is not part of the answer.
+                body["stop_token_ids"] = sorted(set(self._tokenizer.all_special_ids))
         if request.input.stop:
-            body["stop"] = list(request.input.stop[:MAX_STOPS])
+            body["stop"] = list(request.input.stop[: None if self._is_vllm else MAX_STOPS])
 
         async def call() -> Completion:
             return self._read(request, await self._call("POST", path, body))
 
-        return await self._until_done(call, began)
+        return await self._until_done(call, began, (path, _short(body)))
 
     def _body(self, given: ModelInput) -> tuple[str, dict[str, Any]]:
-        if not given.messages or self._tokenizer is not None:
-            return "/completions", {"model": self.model, "prompt": self._text(given), **self._rendered(given)}
+        if self._tokenizer is not None:
+            return "/completions", {"model": self.model, "prompt": self._ids(given)}
+        if not given.messages:
+            return "/completions", {"model": self.model, "prompt": _encodable(given.text + given.prefill)}
         messages = [{"role": m.role, "content": _encodable(m.content)} for m in given.messages]
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if given.prefill and self.options.prefill == "continue":
-            messages.append({"role": "assistant", "content": given.prefill})
+            messages.append({"role": "assistant", "content": _encodable(given.prefill)})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         elif given.prefill:
-            messages[-1]["content"] += f"\n\nBegin your answer with these words: {given.prefill}"
+            messages[-1]["content"] += f"\n\nBegin your answer with these words: {_encodable(given.prefill)}"
         return "/chat/completions", body
 
-    def _text(self, given: ModelInput) -> str:
+    def _ids(self, given: ModelInput) -> list[int]:
+        """The tokens of an input, as the ``transformers`` backend has them: what is sent so needs no word with the
+        server about special tokens."""
+        prefill = self._plain(given.prefill)
         if not given.messages:
-            return _encodable(given.text + given.prefill)
-        turns = [{"role": m.role, "content": _encodable(m.content)} for m in given.messages]
-        text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return str(text) + _encodable(given.prefill)
+            return list(self._tokenizer(self._plain(given.text) + prefill)["input_ids"])
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                "this tokenizer has no chat template, so it cannot render a conversation",
+                where=self.options.tokenizer,
+                hint="use a raw-text template (critique_template: paper, labeler format: paper), or a chat model",
+            )
+        from jinja2.exceptions import TemplateError
 
-    def _rendered(self, given: ModelInput) -> dict[str, Any]:
-        # The chat template has put the special tokens in already.
-        return {"add_special_tokens": False} if given.messages else {}
+        turns = [{"role": m.role, "content": self._plain(m.content)} for m in given.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise _Failed("infra", f"the model's chat template refused the conversation: {error}") from error
+        return list(self._tokenizer(text + prefill, add_special_tokens=False)["input_ids"])
+
+    def _plain(self, text: str) -> str:
+        # Text inside an input never becomes a special token.
+        for special in self._specials:
+            text = text.replace(special, f"{special[0]} {special[1:]}")
+        return _encodable(text)
 
     def _read(self, request: GenerateRequest, answer: Any) -> Completion:
         """Strictly: what is not in the protocol's form is an answer cut short or somebody else's."""
@@ -343,13 +443,17 @@ class OpenAIBackend:
             refusal = (choice.get("message") or {}).get("refusal")
             usage = answer.get("usage") or {}
             counts = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _TryAgain(f"the server's answer has not the form of a completion: {str(answer)[:80]!r}") from error
         if refusal or reason == "content_filter":
             raise _Failed("refusal", f"the server's filter refused: {str(refusal or reason)[:200]}")
-        if text is not None and not isinstance(text, str):
+        if reason in ("error", "abort"):
+            raise _TryAgain(f"the server broke off: finish_reason {reason!r}")
+        if text is None:
+            raise _Failed("unparseable", f"the server's answer has no text (finish_reason {reason!r})")
+        if not isinstance(text, str):
             raise _TryAgain("the server's answer has no text")
-        text = text or ""
+        text = _encodable(text)  # JSON can spell half a character
         given = request.input
         if given.prefill and self.options.prefill == "ask" and given.messages and self._tokenizer is None:
             text = text.lstrip().removeprefix(given.prefill)
@@ -367,46 +471,59 @@ class OpenAIBackend:
                 where=self.options.base_url,
                 hint="set `tokenizer` of the backend to the model's folder or hub id, or use a raw-text format",
             )
-        text = self._text(request.input)
-        extra = self._rendered(request.input)
-        found = [await self._logprob(text, continuation, extra, began) for continuation in request.continuations]
+        found = [await self._logprob(request.input, text, began) for text in request.continuations]
         return Scores(
             request.id,
             tuple(value for value, _, _ in found),
             tuple(count for _, count, _ in found),
-            tokens_in=found[0][2] - found[0][1] if found else 0,
+            tokens_in=found[0][2] if found else 0,
         )
 
-    async def _logprob(
-        self, text: str, continuation: str, extra: dict[str, Any], began: float
-    ) -> tuple[float, int, int]:
-        """(log-probability, tokens, tokens in all) of ``continuation`` after ``text``."""
+    async def _logprob(self, given: ModelInput, continuation: str, began: float) -> tuple[float, int, int]:
+        """(log-probability of ``continuation`` after ``given``, its tokens, the tokens before it)."""
+        prompt: list[int] | str
+        own: list[int] = []
+        if self._tokenizer is not None:
+            own = list(self._tokenizer(self._plain(continuation), add_special_tokens=False)["input_ids"])
+            if not own:
+                raise CAIError(f"continuation {continuation!r} has no tokens", where=self.options.tokenizer)
+            prompt = self._ids(given) + own
+        else:
+            prompt = _encodable(given.text + given.prefill) + _encodable(continuation)
         body = {
-            "model": self.model, "prompt": text + continuation, "max_tokens": 1, "temperature": 0, "logprobs": 1,
-            "echo": True, **extra,
+            "model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True,
         }  # fmt: skip
 
         async def call() -> tuple[float, int, int]:
             answer = await self._call("POST", "/completions", body)
             try:
                 logprobs = answer["choices"][0].get("logprobs")
-                if not logprobs or not logprobs.get("text_offset"):
+                if not logprobs or len(logprobs.get("tokens") or ()) < 2 or not logprobs.get("token_logprobs"):
                     raise CAIError(
                         "the server gives no log-probabilities of the prompt",
                         where=self.options.base_url,
                         hint="it must support `echo` with `logprobs` on /completions, as vLLM does; or use a labeler "
                         "that asks in words",
                     )
-                offsets, values = logprobs["text_offset"], logprobs["token_logprobs"]
-                end = len(text) + len(continuation)
-                places = [i for i, at in enumerate(offsets) if len(text) <= at < end]
-                if not places or offsets[places[0]] != len(text):
-                    raise _Failed("infra", f"no token begins where {continuation!r} does, so it cannot be scored alone")
-                return sum(float(values[i]) for i in places), len(places), places[-1] + 1
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
+                end = int((answer.get("usage") or {}).get("prompt_tokens") or len(tokens) - 1)
+                if not 0 < end <= len(tokens) == len(values) or (own and end != len(prompt)):
+                    raise ValueError(f"{len(tokens)} tokens and {len(values)} values for a prompt of {end}")
+                begin = end - len(own) if own else _where(tokens[:end], _encodable(continuation))
+                if begin < 1:
+                    raise _Failed(
+                        "infra",
+                        f"no token begins where {continuation!r} does, so it cannot be scored alone; the option "
+                        "`tokenizer` of the backend prevents that",
+                    )
+                value = sum(float(values[i]) for i in range(begin, end))
+                if not math.isfinite(value):
+                    raise ValueError(f"the log-probability is {value}")
+                return value, end - begin, begin
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise _TryAgain(f"the server's answer has not the form of a completion: {error}") from error
 
-        return await self._until_done(call, began)
+        return await self._until_done(call, began, ("/completions", _short(body)))
 
 
 class _Gate:
@@ -417,7 +534,8 @@ class _Gate:
         self.limit = float(most)
         self.running = 0
         self.waiting: asyncio.Queue[None] | None = None
-        self.last_answer = time.monotonic()
+        self.last_answer = 0.0
+        self.asked_since = time.monotonic()
         self.last_cut = 0.0
         self.resting_until = 0.0
         self._freed = asyncio.Event()
@@ -426,7 +544,7 @@ class _Gate:
         """The present, for deadlines; a server that nobody asked for a while is not silent."""
         now = time.monotonic()
         if not self.running:
-            self.last_answer = max(self.last_answer, now)
+            self.asked_since = now
         return now
 
     async def enter(self) -> None:
@@ -442,25 +560,27 @@ class _Gate:
                 self._freed.clear()
                 await self._freed.wait()
 
-    def leave(self, *, busy: bool, success: bool = False) -> None:
-        """Free the place; adapt the limit: additive increase, multiplicative decrease, once a second at most."""
+    def answered(self) -> None:
+        """The server answered: one more call at a time for every round of them."""
+        self.last_answer = time.monotonic()
+        self.limit = min(self.most, self.limit + 1 / max(1.0, self.limit))
+
+    def leave(self, *, busy: bool) -> None:
+        """Free the place; halve the limit when the server is busy, once a second at most."""
         self.running -= 1
         now = time.monotonic()
-        if success:
-            self.last_answer = now
-            self.limit = min(self.most, self.limit + 1 / max(1.0, self.limit))
-        elif busy and now - self.last_cut > 1.0:
+        if busy and now - self.last_cut > 1.0:
             self.last_cut = now
             self.limit = max(1.0, self.limit / 2)
         self._freed.set()
 
     def rest(self, seconds: float) -> None:
         """No call for so long: the server asked for it."""
-        self.resting_until = max(self.resting_until, time.monotonic() + min(seconds, 3600.0))
+        self.resting_until = max(self.resting_until, time.monotonic() + seconds)
 
     def silent_for(self) -> float:
         """Seconds since the server last gave an answer that was one, without the time it asked us to wait."""
-        return time.monotonic() - max(self.last_answer, self.resting_until)
+        return time.monotonic() - max(self.last_answer, self.asked_since, self.resting_until)
 
     def answered_since(self, moment: float) -> bool:
         """Whether it has answered anybody since."""
@@ -473,9 +593,70 @@ def _retry_after(value: str | None) -> float:
         return 0.0
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return 0.0
+
+
+def _short(body: dict[str, Any]) -> dict[str, Any]:
+    """A call of the same form with hardly any content."""
+    if "messages" in body:
+        begun = body["messages"][-1:] if "continue_final_message" in body else []
+        return {**body, "messages": [{"role": "user", "content": "Hi"}, *begun], "max_tokens": 1}
+    return {**body, "prompt": "Hi" if isinstance(body["prompt"], str) else body["prompt"][:1], "max_tokens": 1}
+
+
+def _where(tokens: Sequence[str], ending: str) -> int:
+    """Index of the token with which ``ending`` begins, or -1 where none does. Counted from the end: what stands before
+    may hold characters of several tokens, or special tokens."""
+    begin, text = len(tokens), ""
+    while begin and len(text) < len(ending):
+        begin -= 1
+        text = tokens[begin] + text
+    return begin if text == ending else -1
+
+
+def _key(name: str) -> str:
+    key = os.environ.get(name, "").strip() if name else ""
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"the key in the environment variable {name} holds characters that no key has")
+    return key
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for ``url`` (HTTP_PROXY, HTTPS_PROXY, NO_PROXY); none to this machine."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise UserError(
+            f"`base_url` is no address: {error}", where=url, hint="as in http://127.0.0.1:8000/v1"
+        ) from None
+    local = host == "localhost"
+    with contextlib.suppress(ValueError):
+        local = ipaddress.ip_address(host).is_loopback
+    proxy = None if local or urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise UserError(
+            f"the environment names a {proxy.partition('://')[0]} proxy, and only http and https ones are supported",
+            hint="name another one, or put the server's host into NO_PROXY",
+        )
+    return proxy
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the tokenizer cannot be opened: {(str(error).strip().splitlines() or ['no reason'])[0]}",
+            where=name,
+            hint="give `tokenizer` of the backend the model's folder or hub id",
+        ) from error
 
 
 def _message(text: str) -> str:

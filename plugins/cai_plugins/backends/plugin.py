@@ -57,8 +57,8 @@ class OpenAIOptions(BaseModel):
     )
     tokenizer: str = Field(
         "",
-        description="folder or hub id of the model's tokenizer: conversations are then rendered here and sent as text, "
-        "which scoring them needs",
+        description="folder or hub id of the model's tokenizer: inputs are then rendered here and sent as tokens, "
+        "which scoring conversations needs",
     )
     prefill: Literal["continue", "ask"] = Field(
         "continue",
@@ -70,7 +70,13 @@ class OpenAIOptions(BaseModel):
     deadline_s: float = Field(
         600.0, gt=0, description="seconds for one unit with all its tries", json_schema_extra=EXECUTION
     )
-    retries: int = Field(6, ge=0, le=100, description="tries after the first, per unit", json_schema_extra=EXECUTION)
+    retries: int = Field(
+        6,
+        ge=0,
+        le=100,
+        description="tries after the first, per unit; what a busy server (429, 503) puts off is not counted",
+        json_schema_extra=EXECUTION,
+    )
     patience_s: float = Field(
         120.0,
         gt=0,
@@ -132,5 +138,11 @@ def cai_register_backends() -> Iterable[Component[Backend]]:
         "a Hugging Face model in this process, CPU or GPU",
         revision=2,
     )
-    yield Component("openai", OpenAIOptions, make_openai, "any server that speaks the OpenAI protocol, such as vLLM")
+    yield Component(
+        "openai",
+        OpenAIOptions,
+        make_openai,
+        "any server that speaks the OpenAI protocol, such as vLLM",
+        revision=2,
+    )
     yield Component("echo", EchoOptions, make_echo, "scripted answers without a model, for tests and dry runs")
