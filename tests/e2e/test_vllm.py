@@ -150,7 +150,7 @@ def test_sampled_text_is_its_seeds_and_of_the_right_distribution(served: OpenAIB
     """The same seed, the same text; other seeds, other texts. How often a first token comes out is what the
     log-probabilities say, so no default of the model's own (top_k, a penalty) has come in between."""
     given = ModelInput(text="Which is safer?\n(A) tea\n(B) petrol\nThe answer is: (")
-    asked = [GenerateRequest(str(seed), given, Sampling(1), seed) for seed in range(400)]
+    asked = [GenerateRequest(str(seed), given, Sampling(1), seed) for seed in range(96)]
     first = {c.id: c.text for c in served.generate(asked)}
     assert {c.id: c.text for c in served.generate(asked)} == first
     assert len(set(first.values())) > 1
