@@ -36,7 +36,7 @@ from cai_plugins.backends.plugin import OpenAIOptions
 
 SERVED = "server:"
 MAX_BODY = 16 * 1024 * 1024
-MAX_STOPS = 4  # what the protocol allows; the rest is cut here
+MAX_STOPS = 4  # what the protocol allows, and vLLM enforces; the rest is cut here
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 UNKNOWN_CONTEXT = 1 << 30
@@ -386,7 +386,7 @@ class OpenAIBackend:
                 # Any special token ends the text: after it comes another turn, which is not part of the answer.
                 body["stop_token_ids"] = sorted(set(self._tokenizer.all_special_ids))
         if request.input.stop:
-            body["stop"] = list(request.input.stop[: None if self._is_vllm else MAX_STOPS])
+            body["stop"] = list(request.input.stop[:MAX_STOPS])
 
         async def call() -> Completion:
             return self._read(request, await self._call("POST", path, body))
