@@ -16,7 +16,7 @@ from cai_core.errors import PluginError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import CHUNK, failure_record
-from cai_core.pipeline.stages.pairs import HUMAN
+from cai_core.pipeline.stages.pairs import HUMAN, MIXTURE
 from cai_core.pipeline.tables import LABELS, PAIRS
 from cai_core.store.ledger import Row
 from cai_core.store.tables import read_table, write_table
@@ -79,6 +79,7 @@ def run_label(job: Job, folder: Path) -> dict[str, Any]:
     source = job.input("pairs").path
     pairs = list(read_table(source / "pairs.parquet", PAIRS))
     human = json.loads((source / HUMAN).read_text(encoding="utf-8")) if (source / HUMAN).is_file() else {}
+    mixture = json.loads((source / MIXTURE).read_text(encoding="utf-8")) if (source / MIXTURE).is_file() else {}
     stage = _Label(job, [pair for pair in pairs if not pair["failure"]])
     tally = LocalExecutor().run(stage, job.ledger(), job.progress, total=len(stage.pairs))
     rows = []
@@ -95,6 +96,7 @@ def run_label(job: Job, folder: Path) -> dict[str, Any]:
                 "evidence": {
                     **row.payload["evidence"],
                     **({"human": human[pair["id"]]} if pair["id"] in human else {}),
+                    **mixture.get(pair["id"], {}),
                 },
                 "failure": failure_record(row.failure),
             }
