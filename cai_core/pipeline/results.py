@@ -43,6 +43,7 @@ def build_results(job: Job) -> dict[str, Any]:
         "comparisons": comparisons,
         "audit": audit,
         "labels": labels,
+        "reward_models": _reward_models(artifacts),
         "chains": _chains(artifacts),
         "pairs": _pairs(artifacts),
         "curves": _curves(artifacts),
@@ -171,6 +172,25 @@ def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
     return None
 
 
+def _reward_models(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    found = []
+    for name, artifact in _of_kind(artifacts, "reward"):
+        record = _load(artifact, "training.json")
+        extra = record["extra"]
+        used: Mapping[str, Any] = next((c for c in artifact.identity["components"] if c["kind"] == "reward_model"), {})
+        found.append(
+            {
+                "stage": name,
+                "component": used.get("id", ""),
+                "metrics": record["metrics"],
+                "sources": extra.get("sources") or [],
+                "heldout": extra.get("heldout"),
+                "notes": record["notes"],
+            }
+        )
+    return found
+
+
 def _chains(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for _, artifact in _of_kind(artifacts, "revise"):
@@ -269,6 +289,7 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
         findings.append(
             _finding("warning", "The judge was not audited", "No accuracy is known for the labels; set `label.audit`.")
         )
+    findings += [finding for model in results["reward_models"] for finding in _of_reward_model(model)]
     comparisons = results["comparisons"]
     certain = [row for row in comparisons if row["conclusive"]]
     open_questions = list(dict.fromkeys(row["label"] for row in comparisons if not row["conclusive"]))
@@ -317,6 +338,29 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
         for note in stage["notes"]:
             findings.append(_finding("info", f"Note of the stage {stage['name']}", note))
     return findings
+
+
+def _of_reward_model(model: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Whether a reward model knows more than a coin and than the length of an answer, on what it did not learn from."""
+    heldout = model["heldout"]
+    groups = [group for group in heldout["groups"] if group["name"] == "all"] if heldout else []
+    if not groups or groups[0]["accuracy"]["value"] is None:
+        return []
+    accuracy = groups[0]["accuracy"]
+    said = (
+        f"On {accuracy['n']} held-out comparisons the scores of {model['stage']} agree with the label "
+        f"{_percent(accuracy['value'])} of the time, interval {_percent(accuracy['low'])} to "
+        f"{_percent(accuracy['high'])}"
+    )
+    rivals = [(d["label"], d["low"], groups[0][d["id"]]["value"]) for d in heldout["differences"]]
+    unbeaten = [f"{name} ({_percent(rate)})" for name, low, rate in rivals if low is None or low <= 0]
+    if accuracy["low"] <= CHANCE:
+        unbeaten.insert(0, "a coin")
+    if unbeaten:
+        text = f"{said}. That is not surely more than {' or '.join(unbeaten)}: RL may learn noise, or length, from it."
+        return [_finding("warning", "Nothing shows that the preference model knows the labels", text)]
+    beaten = ", ".join(f"{name} {_percent(rate)}" for name, _, rate in rivals)
+    return [_finding("info", "The preference model is better than a coin and than length alone", f"{said}; {beaten}.")]
 
 
 def _direction_note(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -114,6 +114,33 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "longer_preferred": 0.5,
             "by_principle": [{"id": text, "n": 1, "mean_gap": 0.1, "flip_rate": None}],
         },
+        "reward_models": [
+            {
+                "stage": text,
+                "component": text,
+                "metrics": {text: 1.0},
+                "sources": [{"name": text, "n": 12, "share_of_loss": 0.6}],
+                "heldout": {
+                    "n": 20,
+                    "groups": [
+                        {
+                            "name": text,
+                            "n": n,
+                            "accuracy": interval(value),
+                            "shorter_wins": interval(value),
+                            "longer_wins": interval(value),
+                            "brier": 0.2,
+                            "calibration_error": 0.1,
+                            "loss": 0.66,
+                        }
+                        for n, value in ((20, 0.6), (2, None))
+                    ],
+                    "differences": [{"id": "shorter_wins", "label": text, **interval(0.05)}],
+                },
+                "notes": [text],
+            },
+            {"stage": text, "component": text, "metrics": {}, "sources": [], "heldout": None, "notes": []},
+        ],
         "chains": [
             {
                 "prompt_id": name,

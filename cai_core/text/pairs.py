@@ -91,7 +91,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     return found
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 

@@ -48,11 +48,41 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
             span = f"{signed(row['difference'], unit)} [{signed(row['low'], unit)}, {signed(row['high'], unit)}]"
             lines.append(_row([row["label"], row["b"], span, f"{row['p_holm']:.3f}", str(row["n"])]))
         lines.append("")
+    if results["reward_models"]:
+        lines += ["## The preference model", ""]
+    for model in results["reward_models"]:
+        lines += _reward_model(model)
     lines += ["## What ran", "", _row(["stage", "component", "ok", "failed"]), _rule(4)]
     for stage in results["stages"]:
         failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
         lines.append(_row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
     return lines
+
+
+def _reward_model(model: Mapping[str, Any]) -> list[str]:
+    lines = [f"Stage **{_cell(model['stage'])}**, {_cell(model['component'])}", ""]
+    for source in model["sources"]:
+        share = value(source["share_of_loss"], "rate")
+        lines.append(f"- learnt from {source['n']} {_cell(source['name'] or 'unnamed')}, {share} of the loss")
+    heldout = model["heldout"]
+    if not heldout:
+        return [*lines, "- not measured on comparisons that it did not learn from", ""]
+    for row in heldout["differences"]:
+        known = row["low"] is not None
+        span = f" [{signed(row['low'], 'rate')}, {signed(row['high'], 'rate')}]" if known else ""
+        lines.append(
+            f"- accuracy less that of {_cell(row['label'])}: {signed(row['value'], 'rate')}{span}, n = {row['n']}"
+        )
+    head = ["held-out pairs", "n", "accuracy", "shorter wins", "longer wins", "ECE", "Brier", "loss (nats)"]
+    lines += ["", _row(head), _rule(len(head))]
+    for group in heldout["groups"]:
+        rates = [
+            f"{value(group[key]['value'], 'rate')} {interval(group[key], 'rate')}"
+            for key in ("accuracy", "shorter_wins", "longer_wins")
+        ]
+        scores = [value(group[key], "score") for key in ("calibration_error", "brier", "loss")]
+        lines.append(_row([group["name"], str(group["n"]), *rates, *scores]))
+    return [*lines, ""]
 
 
 def _row(cells: Sequence[str]) -> str:
