@@ -285,7 +285,7 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 + ".",
             )
         )
-    elif results["pairs"]:
+    elif results["pairs"] and not _people_labelled(results):
         findings.append(
             _finding("warning", "The judge was not audited", "No accuracy is known for the labels; set `label.audit`.")
         )
@@ -338,6 +338,12 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
         for note in stage["notes"]:
             findings.append(_finding("info", f"Note of the stage {stage['name']}", note))
     return findings
+
+
+def _people_labelled(results: Mapping[str, Any]) -> bool:
+    """Whether all labels were read from a file: there is no judge then."""
+    used = [stage["component"].split(", ") for stage in results["stages"] if stage["kind"] == "label"]
+    return bool(used) and all("cai-core/human" in components for components in used)
 
 
 def _of_reward_model(model: Mapping[str, Any]) -> list[dict[str, str]]:
