@@ -231,6 +231,39 @@ def test_only_the_wanted_layers_change(
         assert not changed
 
 
+def test_the_head_alone_learns_what_plain_steps_on_each_text_give(model: Path, tmp_path: Path) -> None:
+    """The states are computed once, in batches; here by hand, one text at a time, with PyTorch's own optimizer."""
+    options = {**ALONE, "layers": 0, "epochs": 3, "batch_size": 4, "max_grad_norm": 0.5}
+    make_preference(PreferenceOptions(**options, learning_rate=0), Context(tmp_path / "a")).fit(
+        model, pairs(), tmp_path / "before"
+    )
+    make_preference(PreferenceOptions(**options, learning_rate=1e-2), Context(tmp_path / "b")).fit(
+        model, pairs(), tmp_path / "after"
+    )
+    assert len(list((tmp_path / "b").glob("*/states.safetensors"))) == 1
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "before").eval()
+    chat = Chat(load_tokenizer(model), model)
+    rows = []
+    for pair in pairs():
+        ids = [chat.ids((*pair.prompt, *turns("", text)[1:])) for text in (pair.response_a, pair.response_b)]
+        with torch.no_grad():
+            a, b = (network.model(input_ids=torch.tensor([i])).last_hidden_state[0, -1] for i in ids)
+        rows.append({"a": a, "b": b, "p": pair.p_a})
+    head = network.score.weight
+    optimizer = torch.optim.AdamW([head], lr=1e-2, weight_decay=0.0)
+    order = in_batches(rows, 3, 4, Context(tmp_path / "c").seed)
+    for start in range(0, len(order), 4):
+        batch = order[start : start + 4]
+        margin = torch.stack([(row["a"] - row["b"]) @ head[0] for row in batch])
+        optimizer.zero_grad()
+        soft_bradley_terry(margin, torch.tensor([row["p"] for row in batch])).mean().backward()
+        torch.nn.utils.clip_grad_norm_([head], 0.5)
+        optimizer.step()
+    learnt = weights(tmp_path / "after")["score.weight"]
+    torch.testing.assert_close(learnt, head.detach(), atol=1e-5, rtol=0)
+    assert (learnt - weights(tmp_path / "before")["score.weight"]).abs().max() > 1e-2
+
+
 def test_more_layers_than_there_are_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 layers to be trained, and the model has 2"):
         make_preference(PreferenceOptions(**ALONE, layers=3), Context(tmp_path / "w")).fit(
@@ -382,19 +415,24 @@ def test_a_loss_that_is_not_a_number_saves_nothing(model: Path, tmp_path: Path, 
     assert not list((tmp_path / "w").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "part",
+    [{"lora": None}, {"lora": {"rank": 4, "alpha": 8}}, {"lora": None, "layers": 1}, {"layers": 0}],
+    ids=["full", "lora", "last-layer", "head"],
+)
 def test_a_resumed_training_ends_with_the_same_weights_and_figures(
-    model: Path, tmp_path: Path, lora: dict[str, int] | None
+    model: Path, tmp_path: Path, part: dict[str, Any]
 ) -> None:
     options = PreferenceOptions(
-        lora=lora, learning_rate=1e-2, batch_size=4, micro_batch=2, epochs=2, save_steps=1, heldout=0.2
+        **part, learning_rate=1e-2, batch_size=4, micro_batch=2, epochs=2, save_steps=1, heldout=0.2, token_budget=600
     )
     straight = make_preference(options, Context(tmp_path / "w1")).fit(model, pairs(), tmp_path / "a")
+    stop_at = 5 if part.get("layers") != 0 else 12  # where the head alone learns, reading is reported first
     with pytest.raises(Interrupted):
-        make_preference(options, Context(tmp_path / "w2", stop_at=5)).fit(model, pairs(), tmp_path / "b")
+        make_preference(options, Context(tmp_path / "w2", stop_at=stop_at)).fit(model, pairs(), tmp_path / "b")
     again = Context(tmp_path / "w2")
     resumed = make_preference(options, again).fit(model, pairs(), tmp_path / "b")
-    assert again.progress.seen[0][0] == 5
+    assert 1 < again.progress.seen[0][0] < again.progress.seen[0][1] < 20
     assert same(tmp_path / "a", tmp_path / "b")
     assert resumed == straight
 

@@ -14,15 +14,17 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import Linear
+from torch.nn import Linear, Module
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from cai_core.errors import CAIError, UserError
 from cai_core.types.context import StageContext
@@ -94,8 +96,12 @@ class PreferenceModel:
             _init_head(classifier, seed)
         set_seed(seed)
         folder = self.context.workdir / f"preference-{_identity(model, rows)}"
+        learner = _trainable(classifier, options, model)
+        if options.layers == 0:
+            rows = self._read_once(classifier, rows, folder / "states.safetensors")
+            learner = _HeadAlone(classifier.score)
         trainer = PreferenceTrainer(
-            model=_trainable(classifier, options, model),
+            model=learner,
             args=TrainingArguments(
                 **arguments(
                     self.context,
@@ -115,7 +121,7 @@ class PreferenceModel:
             centering=options.centering,
         )
         log = run(trainer, self.context, folder, "optimizer steps")
-        self._model = save_merged(trainer.model, tokenizer, out)
+        self._model = save_merged(classifier if options.layers == 0 else trainer.model, tokenizer, out)
         settings = {"max_length": self._limit, "form": "chat"}
         (out / "preference.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
@@ -147,6 +153,26 @@ class PreferenceModel:
             notes.append(f"{len(helpful)} of {there} helpfulness comparisons were taken; `helpful_pairs` sets how many")
         return TrainResult(metrics=metrics, curve=steps, notes=notes, extra=extra)
 
+    def _read_once(self, classifier: Any, rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+        """The rows with the final hidden state at the end of each answer in place of its tokens. Where the score head
+        alone learns, the states stay as they are through all passes. They are kept in ``path`` for a restart."""
+        if not path.is_file():
+            texts = [row[side] for row in rows for side in ("a", "b")]
+            found: dict[int, Tensor] = {}
+            classifier.eval()
+            for chosen, ids, mask in self._batches(texts, classifier):
+                with torch.inference_mode():
+                    states = classifier.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+                    ends = states[torch.arange(len(chosen)), mask.sum(1) - 1].float().cpu()
+                found.update(zip(chosen, ends, strict=True))
+                self.context.progress.update(len(found), len(texts), "answers read once")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            save_file({"states": torch.stack([found[i] for i in range(len(texts))])}, temporary)
+            temporary.replace(path)
+        states = load_file(path)["states"]
+        return [{**row, "a": a, "b": b} for row, a, b in zip(rows, states[::2], states[1::2], strict=True)]
+
     def _row(self, preference: Preference) -> dict[str, Any]:
         return {
             "a": self._encode(preference.prompt, preference.response_a),
@@ -176,22 +202,25 @@ class PreferenceModel:
         if self._model is None or self._chat is None:
             raise CAIError("the reward model was neither fitted nor loaded")
         encoded = [self._encode(exchange.prompt, exchange.response) for exchange in exchanges]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
         scores = [math.nan] * len(encoded)
-        while order:
-            size = max(1, self.options.token_budget // len(encoded[order[0]]))
-            batch, order = order[:size], order[size:]
-            ids, mask = _pad([encoded[i] for i in batch], self._model.config.pad_token_id)
+        for chosen, ids, mask in self._batches(encoded, self._model):
             with torch.inference_mode():
-                logits = self._model(
-                    input_ids=ids.to(self._model.device), attention_mask=mask.to(self._model.device), use_cache=False
-                ).logits[:, 0]
-            for i, value in zip(batch, logits.float().tolist(), strict=True):
+                logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+            for i, value in zip(chosen, logits.float().tolist(), strict=True):
                 scores[i] = value
         for exchange, value in zip(exchanges, scores, strict=True):
             if not math.isfinite(value):
                 raise CAIError(f"the reward model's score of {exchange.id!r} is {value}")
         return scores
+
+    def _batches(self, encoded: Sequence[Sequence[int]], model: Any) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Texts of like length, at most ``token_budget`` padded tokens of them: their places, tokens and mask."""
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
+        while order:
+            size = max(1, self.options.token_budget // len(encoded[order[0]]))
+            chosen, order = order[:size], order[size:]
+            ids, mask = _pad([encoded[i] for i in chosen], model.config.pad_token_id)
+            yield chosen, ids.to(model.device), mask.to(model.device)
 
     def _encode(self, prompt: Conversation, response: str) -> list[int]:
         """The conversation with its answer. Too long: without its earliest exchanges, at last without the
@@ -242,6 +271,17 @@ class PreferenceTrainer(Trainer):
         super().log(logs, start_time)
 
 
+class _HeadAlone(Module):
+    """The score head, reading states that were computed before."""
+
+    def __init__(self, score: Module) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, input_ids: Tensor, **_: Any) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.score(input_ids))
+
+
 class Collator:
     """Rows of ``in_batches`` as tensors."""
 
@@ -249,8 +289,12 @@ class Collator:
         self.pad_id = pad_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """All A sides, then all B sides."""
-        ids, mask = _pad([row["a"] for row in rows] + [row["b"] for row in rows], self.pad_id)
+        """All A sides, then all B sides: tokens, or the states of ``_read_once``."""
+        sides = [row["a"] for row in rows] + [row["b"] for row in rows]
+        if isinstance(sides[0], Tensor):
+            ids, mask = torch.stack(sides), torch.ones(len(sides), 1)
+        else:
+            ids, mask = _pad(sides, self.pad_id)
         return {
             "input_ids": ids,
             "attention_mask": mask,
