@@ -212,6 +212,21 @@ def test_micro_batches_do_not_change_what_is_learnt(model: Path, tmp_path: Path)
     assert curves[2] == pytest.approx(curves[0], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [{"lora": None}, {"lora": {"rank": 4, "alpha": 8}}, {"lora": {"rank": 4, "alpha": 8}, "layers": 1}, {"layers": 0}],
+    ids=["full", "lora", "last-layer", "head"],
+)
+def test_recomputed_activations_do_not_change_what_is_learnt(model: Path, tmp_path: Path, part: dict[str, Any]) -> None:
+    curves = []
+    for again in (False, True):
+        options = PreferenceOptions(**ALONE, **part, learning_rate=1e-2, gradient_checkpointing=again)
+        reward = make_preference(options, Context(tmp_path / f"w{again}"))
+        curves.append([row["loss"] for row in reward.fit(model, pairs(), tmp_path / f"o{again}").curve])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    assert curves[0][0] != curves[0][-1]
+
+
 # which weights are trained -----------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,7 @@ class PreferenceModel:
         if options.layers == 0:
             rows = self._read_once(classifier, rows, folder / "states.safetensors")
             learner = _HeadAlone(classifier.score)
+            options = options.model_copy(update={"gradient_checkpointing": False})  # there is nothing to recompute
         trainer = PreferenceTrainer(
             model=learner,
             args=TrainingArguments(
