@@ -33,6 +33,7 @@ from cai_core.types.reward import Exchange, Preference
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import Chat, drop_early_turns
+from cai_plugins._torch.checkpoints import sync
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.seeding import seed32
@@ -170,6 +171,7 @@ class PreferenceModel:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
             save_file({"states": torch.stack([found[i] for i in range(len(texts))])}, temporary)
+            sync(temporary)
             temporary.replace(path)
         states = load_file(path)["states"]
         return [{**row, "a": a, "b": b} for row, a, b in zip(rows, states[::2], states[1::2], strict=True)]
