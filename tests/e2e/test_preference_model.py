@@ -86,6 +86,9 @@ def test_the_unreadable_pair_is_a_row_with_its_reason(run: Path) -> None:
     (path,) = (run.parent.parent / ".cai/store/artifacts").glob("label-*/labels.parquet")
     table = list(read_table(path, LABELS))
     assert len(table) == len(rows())
+    labels = json.loads((run / "report.json").read_text(encoding="utf-8"))["labels"]
+    assert labels["failed"] == {"unparseable": 1}
+    assert labels["unreadable_rate"] == 0.0, "the judge was never asked about it"
     (failed,) = [row for row in table if row["failure"]]
     assert failed["failure"]["kind"] == "unparseable"
     assert failed["p_a"] is None

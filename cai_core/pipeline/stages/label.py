@@ -102,7 +102,9 @@ def run_label(job: Job, folder: Path) -> dict[str, Any]:
             }
         )
     write_table(folder / "labels.parquet", LABELS, rows)
-    return {**tally.as_info(), "labels": label_statistics(rows)}
+    # A pair that never reached the judge says nothing of it; among the reasons for a missing label it counts.
+    judged = label_statistics([row for row in rows if row["id"] in stage.rows])
+    return {**tally.as_info(), "labels": {**judged, "failed": label_statistics(rows)["failed"]}}
 
 
 def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
