@@ -35,8 +35,8 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
 
     A row has ``prompt`` (text, a transcript with "\\n\\nHuman:", or a list of turns) and two answers: ``a`` and ``b``
     with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which mean
-    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and ``rejected``
-    are whole transcripts as in hh-rlhf. Ids are made from the content where there is none.
+    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and
+    ``rejected`` are whole transcripts as in hh-rlhf. Ids are made from the content where there is none.
     Raises ``UserError`` with file and line on anything else, and where there is no pair.
     """
     found: list[Pair] = []
@@ -79,7 +79,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     return found
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 

@@ -48,7 +48,9 @@ class CotLabeler:
         self.examples = context.constitution.few_shots.reasoning
         if options.shots and options.format == "chat":
             raise UserError(
-                "worked examples of reasoning are raw text", where="labeler.shots", hint="use `format: paper` or shots 0"
+                "worked examples of reasoning are raw text",
+                where="labeler.shots",
+                hint="use `format: paper` or shots 0",
             )
         if options.shots > len(self.examples):
             raise UserError(

@@ -115,7 +115,8 @@ def _inside_brackets(text: str) -> str:
 
 
 def from_margin(margin: float) -> float:
-    """P(A) from P(A) - P(B): (1 + margin) / 2, rounded on the larger side so that the values for +m and -m add up to exactly 1."""
+    """P(A) from P(A) - P(B): (1 + margin) / 2, rounded on the larger side, so that the values for +m and -m add up to
+    exactly 1."""
     larger = 0.5 + min(abs(margin), 1.0) / 2
     return larger if margin >= 0 else 1.0 - larger
 
