@@ -17,8 +17,7 @@ from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
-from cai_core.types.records import Message
-from cai_plugins.evaluators.comparisons import BUILTIN, better_is_b, read_comparisons
+from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, turns_of
 from cai_plugins.evaluators.measures import by_model, mean, rate
 
 
@@ -26,7 +25,7 @@ class JudgeAudit:
     """An ``Evaluator`` of the run's labeler with the model in the role ``judge``."""
 
     def __init__(self, data: Path | None, limit: int | None, context: StageContext) -> None:
-        self.source = (data or BUILTIN).stem
+        self.source = data.name if data else "built-in comparisons"
         self.items = read_comparisons(data, limit)
         self.labeler = context.component("labeler")
         self.sampler = context.component("principle_sampler")
@@ -92,7 +91,7 @@ class JudgeAudit:
 
     def _comparison(self, unit: EvalUnit) -> Comparison:
         item = unit.payload
-        messages = (Message("user", str(item["prompt"])),)
+        messages = turns_of(item)
         seed = int.from_bytes(sha256(f"audit/{unit.id}".encode()).digest()[:8], "big") >> 1
         rng = random.Random(seed)
         drawn = self.sampler.sample(
