@@ -80,8 +80,10 @@ def command(
     from cai_core.store.artifacts import Artifacts
     from cai_core.store.canonical import write_json
     from cai_core.store.tables import read_table
+    from cai_core.text.pairs import read_pairs
     from cai_core.yamlio import load_yaml
 
+    read_pairs(pairs, limit)  # what is wrong with the file is said before anything is measured
     component: dict[str, Any] = {"name": labeler}
     for setting in settings:
         key, equals, value = setting.partition("=")

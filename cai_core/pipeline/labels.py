@@ -40,7 +40,8 @@ SHOWN = (
 def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The statistics of labelled pairs (rows of ``labels.parquet``); each is null where nothing is known.
 
-    n: labels. failed: pairs without one, by kind. entropy: mean binary entropy in nats (0.693 = no opinion).
+    n: labels. failed: pairs without one, by kind. equal_answers: pairs whose answers are the same; what follows is of
+    the others, since nothing can be preferred to itself. entropy: mean binary entropy in nats (0.693 = no opinion).
     mean_p, mean_gap: mean of P(A preferred) and of its distance from 0.5. mass: mean probability on the two letters.
     position_bias: mean of P(first shown preferred) - 0.5. flip_rate: share of pairs, asked in both orders, whose
     preferred answer changes with the order; an order without a preference changes nothing. tie_rate, refusal_rate,
@@ -53,8 +54,9 @@ def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     agreement (share of pairs, judged by several principles, where its own preference is that of the label), and
     human_accuracy. human: n, accuracy, calibration_error and brier against people's labels.
     """
+    everything, rows = rows, [row for row in rows if row["a"] is None or row["a"] != row["b"]]
     labelled = [row for row in rows if row.get("p_a") is not None]
-    failed = Counter(row["failure"]["kind"] for row in rows if row.get("failure"))
+    failed = Counter(row["failure"]["kind"] for row in everything if row.get("failure"))
     # A pair that failed before it came to the judge has no evidence; the judge is not to blame for it.
     judged = [row for row in rows if row.get("p_a") is not None or row.get("evidence") is not None]
     ties = [row["p_a"] == 0.5 if row.get("p_a") is not None else _said_tie(row) for row in judged]
@@ -62,7 +64,8 @@ def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     preferring = [row for row in labelled if row["p_a"] != 0.5 and len(row["a"]) != len(row["b"])]
     p, a, b = ([row[key] for row in labelled] for key in ("p_a", "a", "b"))
     return {
-        "n": len(labelled),
+        "n": sum(row.get("p_a") is not None for row in everything),
+        "equal_answers": len(everything) - len(rows),
         "failed": dict(sorted(failed.items())),
         "entropy": _mean([_entropy(value) for value in p]),
         "mean_p": _mean(p),
@@ -92,7 +95,7 @@ def label_warnings(statistics: Mapping[str, Any]) -> list[str]:
     if failed > MOST_FAILED * (n + failed):
         kinds = ", ".join(f"{count} {kind}" for kind, count in statistics["failed"].items())
         found.append(f"{failed} of {n + failed} pairs have no label ({kinds}); the others may be a biased part.")
-    if n < LEAST_PAIRS:
+    if n - statistics["equal_answers"] < LEAST_PAIRS:
         return found
     flips, bias, longer = (statistics[key] for key in ("flip_rate", "position_bias", "longer_preferred"))
     if flips is not None and flips > MOST_FLIPS:
@@ -119,7 +122,10 @@ def label_warnings(statistics: Mapping[str, Any]) -> list[str]:
 def statistics_lines(statistics: Mapping[str, Any], *, principles: bool = True) -> Iterator[str]:
     """The statistics for a terminal; ``principles``: each of them too."""
     reasons = ", ".join(f"{count} {kind}" for kind, count in statistics["failed"].items())
+    equal = statistics["equal_answers"]
     yield f"{statistics['n']} labels" + (f"; without one: {reasons}" if reasons else "")
+    if equal:
+        yield f"  pairs with equal answers, left out below: {equal}"
     for key, name, form in SHOWN:
         if statistics.get(key) is not None:
             yield f"  {name:<40} {form.format(statistics[key])}"

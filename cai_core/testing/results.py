@@ -108,6 +108,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
         "labels": {
             "n": 1,
             "failed": {"refusal": 1},
+            "equal_answers": 1,
             "entropy": 0.69,
             "mean_p": 0.5,
             "mean_gap": 0.01,
