@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,18 @@ from cai_core.types.records import Conversation, Message, conversation
 MAX_LINE_BYTES = 10_000_000  # our choice: a line is a conversation, not a library
 
 
+# The authors' evaluations (their repository ConstitutionalHarmlessnessPaper) are finished multiple-choice prompts.
+_CHOICE = re.compile(
+    r"\s*Consider the following conversation between a human and an assistant:(?P<turns>\n\nHuman:.*?)\n\n\n"
+    r"(?P<question>[^\n]*) Options:\n \(A\) (?P<a>.*)\n \(B\) (?P<b>.*?)(?:\n\nThe answer is:)?\s*",
+    re.DOTALL,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one conversation. ``p_a``: a person's probability that A is better, None where nobody said.
+    """Two answers to one conversation. ``p_a``: a person's probability that A is better, None where nobody said;
+    ``category``: what kind of pair the file says that it is.
 
     source, weight: what the row says of where it comes from and how much it counts. failure: why there is nothing to
     compare; then the prompt is empty, and ``a`` and ``b`` are what stood there.
@@ -33,6 +43,7 @@ class Pair:
     b: str
     p_a: float | None
     line: int
+    category: str = "all"
     source: str = ""
     weight: float = 1.0
     failure: str = ""
@@ -44,7 +55,8 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     A row has ``prompt`` (text, a transcript with "\\n\\nHuman:", or a list of turns) and two answers: ``a`` and ``b``
     with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which mean
     p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and
-    ``rejected`` are whole transcripts as in hh-rlhf. Ids are made from the content where there is none.
+    ``rejected`` are whole transcripts as in hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice
+    ``prompt`` are the form of the paper's evaluations. Ids are made from the content where there is none.
     ``source`` (text) and ``weight`` (a number above 0) may stand in any row. Two transcripts that part before their
     last answers, as a few in hh-rlhf do, are a pair with a ``failure``.
     Raises ``UserError`` with file and line on anything else, and where there is no pair.
@@ -98,9 +110,11 @@ def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
 def _pair(row: Any, number: int) -> Pair:
     if not isinstance(row, Mapping):
         raise ValueError("not a JSON object")
+    if {"corrects", "incorrects"} <= set(row):
+        row = _choice(row)
     names = next((n for n in (("a", "b"), ("chosen", "rejected"), ("better", "worse")) if set(n) <= set(row)), None)
     if names is None:
-        raise ValueError("the row has neither `a` and `b` nor `chosen` and `rejected`")
+        raise ValueError("the row has neither `a` and `b` nor `chosen` and `rejected` (or `better` and `worse`)")
     sides = [row[name] for name in names]
     failure = ""
     if "prompt" in row:
@@ -132,7 +146,24 @@ def _pair(row: Any, number: int) -> Pair:
     elif isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"`weight` is {weight!r}; it must be a number above 0")
     label = None if p_a is None else float(p_a)
-    return Pair(str(identifier), prompt, a, b, label, number, source, float(weight), failure)
+    category = str(row.get("category") or "all")
+    return Pair(str(identifier), prompt, a, b, label, number, category, source, float(weight), failure)
+
+
+def _choice(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A multiple choice of the paper as ``prompt``, ``a``, ``b`` and ``p_a``."""
+    found = _CHOICE.fullmatch(row["prompt"]) if isinstance(row.get("prompt"), str) else None
+    if found is None:
+        raise ValueError("`prompt` holds no conversation between a human and an assistant with options (A) and (B)")
+    letters = []
+    for key in ("corrects", "incorrects"):
+        given = row[key] if isinstance(row[key], list) else [row[key]]
+        letters.append({str(value).strip().strip("()") for value in given})
+    if letters not in ([{"A"}, {"B"}], [{"B"}, {"A"}]):
+        raise ValueError("`corrects` must be one of (A) and (B), and `incorrects` the other")
+    a, b = (found[key].strip().removeprefix("[[[").removesuffix("]]]") for key in ("a", "b"))
+    extra = {key: row[key] for key in ("id", "category") if key in row}
+    return {**extra, "prompt": found["turns"], "a": a, "b": b, "p_a": float(letters[0] == {"A"})}
 
 
 def _prompt(given: Any) -> Conversation:

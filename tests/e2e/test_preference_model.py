@@ -74,7 +74,7 @@ def test_the_report_says_what_it_learnt_from_and_what_it_is_worth(run: Path) -> 
     (pairs,) = [stage for stage in report["stages"] if stage["kind"] == "pairs"]
     assert pairs["failed"] == {"unparseable": 1}
     titles = [finding["title"] for finding in report["findings"]]
-    assert "The judge was not audited" not in titles, "people labelled them"
+    assert not [title for title in titles if "audited" in title], "people labelled them"
     assert any("preference model" in title for title in titles)
     for name in ("report.html", "report.md"):
         text = (run / name).read_text(encoding="utf-8")

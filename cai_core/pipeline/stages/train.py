@@ -8,6 +8,7 @@ from typing import Any
 
 from cai_core.errors import PluginError, UserError
 from cai_core.pipeline.job import Job
+from cai_core.pipeline.labels import by_people
 from cai_core.pipeline.tables import EXAMPLES, LABELS, read_prompts
 from cai_core.store.canonical import canonical, write_json
 from cai_core.store.tables import read_table
@@ -30,7 +31,7 @@ def run_reward(job: Job, folder: Path) -> dict[str, Any]:
     """Fits the reward model on the soft labels (section 4.1); writes ``model/`` and ``training.json``."""
     labels = job.input("label")
     rows = list(read_table(labels.path / "labels.parquet", LABELS))
-    people = any(use["id"] == "cai-core/human" for use in labels.identity["components"])
+    people = by_people(use["id"] for use in labels.identity["components"])
     preferences = [_preference(row, "human" if people else "ai") for row in rows if row["p_a"] is not None]
     if not preferences:
         raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")

@@ -12,6 +12,7 @@ import inspect
 import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -272,6 +273,20 @@ class TransformersBackend:
                     yield Scores(done.request.id, (), (), tokens_in=len(done.ids), failure=result)
                 else:
                     yield result
+
+    def score_problem(self, request: ScoreRequest) -> str:
+        """See ``ChecksScores``."""
+        self._open()
+        before = self._encode(request.input)
+        for text, own in zip(request.continuations, self._continuations(request), strict=True):
+            whole = self._encode(replace(request.input, prefill=request.input.prefill + text))
+            if whole != before + own:
+                scored, read = (self._tokenizer.convert_ids_to_tokens(ids) for ids in (own, whole[len(before) :]))
+                return f"{text!r} is scored as the tokens {scored}, and after the prompt it is read as {read}"
+            back = self._tokenizer.decode(whole, clean_up_tokenization_spaces=False)
+            if not back.endswith(text):
+                return f"{text!r} is not what its tokens stand for: they are {back[-len(text) :]!r}"
+        return ""
 
     def _continuations(self, request: ScoreRequest) -> list[list[int]]:
         encoded = [
