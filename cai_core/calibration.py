@@ -20,8 +20,8 @@ def brier(p: Sequence[float], target: Sequence[float]) -> float | None:
 
 
 def calibration_error(p: Sequence[float], target: Sequence[float]) -> float | None:
-    """Expected calibration error (Guo et al. 2017) of the preferred side: pairs are binned by max(p, 1 - p), and in each
-    bin the mean confidence is compared with the mean target of that side."""
+    """Expected calibration error (Guo et al. 2017) of the preferred side: pairs are binned by max(p, 1 - p), and in
+    each bin the mean confidence is compared with the mean target of that side."""
     bins: dict[int, list[tuple[float, float]]] = {}
     for q, t in zip(p, target, strict=True):
         confidence, right = (q, t) if q >= 0.5 else (1 - q, 1 - t)
@@ -33,7 +33,7 @@ def calibration_error(p: Sequence[float], target: Sequence[float]) -> float | No
 
 
 def length_slope(p: Sequence[float], a: Sequence[str], b: Sequence[str]) -> float | None:
-    """Change of P(A) when A is twice as long as B, by least squares of p - 0.5 on log2 of the ratio of characters, through
+    """Change of P(A) when A is twice as long as B: least squares of p - 0.5 on log2 of the ratio of characters, through
     the origin (two answers of one length have no length preference). None where all lengths are equal."""
     x = [math.log2((len(one) + 1) / (len(other) + 1)) for one, other in zip(a, b, strict=True)]
     total = math.fsum(v * v for v in x)

@@ -13,20 +13,6 @@ import click
 from cai_core.cli.terminal import clean
 from cai_core.errors import UserError
 
-SHOWN = (
-    ("mean_gap", "mean distance of a label from 0.5", "{:.4f}"),
-    ("entropy", "entropy (nats; 0.693 says nothing)", "{:.3f}"),
-    ("mass", "probability on the two letters", "{:.1%}"),
-    ("position_bias", "position bias (0: none)", "{:+.3f}"),
-    ("flip_rate", "answers that change with the order", "{:.1%}"),
-    ("tie_rate", "ties", "{:.1%}"),
-    ("refusal_rate", "refused by the judge", "{:.1%}"),
-    ("unreadable_rate", "unreadable", "{:.1%}"),
-    ("longer_preferred", "the longer answer is preferred", "{:.1%}"),
-    ("length_slope", "change of p when twice as long", "{:+.4f}"),
-    ("disagreement", "disagreement (standard deviation)", "{:.4f}"),
-)
-
 
 @click.command("label")
 @click.argument("pairs", type=click.Path(path_type=Path))
@@ -35,10 +21,21 @@ SHOWN = (
 @click.option("-l", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the labeler, e.g. shots=0.")
 @click.option("--constitution", default="harmless", show_default=True, help="Name or YAML file.")
 @click.option("--model", default="smollm2-135m-instruct", show_default=True, help="The judge.")
-@click.option("--backend", default="transformers", show_default=True, help="What the judge runs on.")
+@click.option(
+    "--backend",
+    default="transformers",
+    show_default=True,
+    help="What the judge runs on; with options as {name: openai, base_url: ...}.",
+)
 @click.option("--sampler", default="uniform", show_default=True, help="Principles of a comparison: uniform, all, ...")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first pairs.")
+@click.option(
+    "--audit",
+    "audit_set",
+    type=click.Path(path_type=Path),
+    help="Comparisons with a known answer, to measure the labeler on; default: 80 built-in ones.",
+)
 @click.option("--no-audit", is_flag=True, help="Do not measure the labeler on comparisons with a known answer.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path(".cai/store"), show_default=True)
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
@@ -54,6 +51,7 @@ def command(
     sampler: str,
     seed: int,
     limit: int | None,
+    audit_set: Path | None,
     no_audit: bool,
     store: Path,
     runs: Path,
@@ -69,14 +67,23 @@ def command(
         raise UserError("the name must end in .jsonl or .parquet", where=f"-o {out}")
     if not pairs.is_file():
         raise UserError("no such file", where=str(pairs))
+    if out.resolve() == pairs.resolve():
+        raise UserError("the labels would overwrite the pairs", where=f"-o {out}", hint="give another name")
+    if no_audit and audit_set:
+        raise UserError("--audit and --no-audit contradict each other")
     from cai_core.cli.progress import RunDisplay
     from cai_core.cli.setup import planned
+    from cai_core.pipeline.labels import audit_accuracy, label_statistics, label_warnings
     from cai_core.pipeline.runner import run_plan
+    from cai_core.pipeline.tables import LABELS
     from cai_core.recipe import recipe_from
     from cai_core.store.artifacts import Artifacts
     from cai_core.store.canonical import write_json
+    from cai_core.store.tables import read_table
+    from cai_core.text.pairs import read_pairs
     from cai_core.yamlio import load_yaml
 
+    read_pairs(pairs, limit)  # what is wrong with the file is said before anything is measured
     component: dict[str, Any] = {"name": labeler}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -85,7 +92,9 @@ def command(
         component[key], _ = load_yaml(value or "null", f"-l {key}")
     # The file of the labeler `human` answers for its own pairs and for no others.
     label: dict[str, Any] = {"labeler": component, "principle_sampler": sampler}
-    if no_audit or labeler in ("human", "cai-core/human"):
+    if audit_set:
+        label["audit"] = {"name": "cai-core/judge_audit", "data": str(audit_set.resolve())}
+    elif no_audit or labeler in ("human", "cai-core/human"):
         label["audit"] = None
     recipe = recipe_from(
         {
@@ -93,7 +102,7 @@ def command(
             "seed": seed,
             "constitution": constitution,
             "models": {"base": model},
-            "backend": backend,
+            "backend": load_yaml(backend, "--backend")[0],
             "pairs": {"path": str(pairs.resolve())},
             "label": label,
             "report": None,
@@ -103,18 +112,21 @@ def command(
     )
     plan = planned(recipe, store, runs, limit)
     folder = runs / plan.run_id
-    with RunDisplay(quiet=as_json) as display:
+    with RunDisplay(quiet=as_json, labels=False) as display:
         run_plan(plan, store, folder, display, command=f"cai label {pairs}")
     digests = {p.stage.kind: p.digest for p in plan.stages}
     artifacts = Artifacts(store / "artifacts")
     labels = artifacts.find("label", digests["label"])
     assert labels is not None, "run_plan returned, so every stage is there"
-    statistics = dict(labels.info["labels"])
+    rows = list(read_table(labels.path / "labels.parquet", LABELS))
+    statistics = label_statistics(rows)
+    statistics |= {"warnings": label_warnings(statistics), "audit": None}
     if "audit" in digests:
         audit = artifacts.find("audit", digests["audit"])
-        assert audit is not None
-        statistics["audit"] = _audit(json.loads((audit.path / "metrics.json").read_text(encoding="utf-8")))
-    _write(labels.path / "labels.parquet", out)
+        assert audit is not None, "run_plan returned, so every stage is there"
+        found = audit_accuracy(audit)
+        statistics["audit"] = {key: found[key] for key in ("verdict", "value", "low", "high", "n", "failed", "note")}
+    _write(labels.path / "labels.parquet", rows, out)
     write_json(out.with_name(f"{out.name}.stats.json"), statistics)
     if as_json:
         click.echo(json.dumps(statistics, indent=2, allow_nan=False))
@@ -123,47 +135,31 @@ def command(
     click.echo(f"Wrote {out} and {out.name}.stats.json")
 
 
-def _write(table: Path, out: Path) -> None:
+def _write(table: Path, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Beside its place first, so that a crash leaves the old file or the new one."""
-    from cai_core.pipeline.tables import LABELS
-    from cai_core.store.tables import read_table
-
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     if out.suffix == ".parquet":
         shutil.copyfile(table, part)
     else:
         with part.open("w", encoding="utf-8") as file:
-            for row in read_table(table, LABELS):
+            for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     part.replace(out)
 
 
-def _audit(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = next(metric for metric in metrics if metric["id"] == "audit.accuracy")
-    return {key: found[key] for key in ("value", "low", "high", "n", "failed", "note")}
-
-
 def _show(statistics: Mapping[str, Any]) -> None:
-    failed = statistics["failed"]
-    reasons = ", ".join(f"{n} {kind}" for kind, n in failed.items())
-    click.echo(f"{statistics['n']} labels" + (f"; without one: {reasons}" if reasons else ""))
-    for key, name, form in SHOWN:
-        if statistics.get(key) is not None:
-            click.echo(f"  {name:<40} {form.format(statistics[key])}")
-    if human := statistics.get("human"):
-        parts = [f"accuracy {human['accuracy']:.1%}"] if human["accuracy"] is not None else []
-        parts += [f"calibration error {human['calibration_error']:.3f}", f"Brier {human['brier']:.3f}"]
-        click.echo(f"  {'against ' + str(human['n']) + ' labels of people':<40} {', '.join(parts)}")
-    for entry in statistics["by_principle"]:
-        right = entry.get("human_accuracy")
-        tail = f", accuracy {right:.1%}" if right is not None else ""
-        click.echo(clean(f"  {entry['id']:<40} n {entry['n']}, distance from 0.5 {entry['mean_gap']:.4f}{tail}"))
-    if audit := statistics.get("audit"):
-        if audit["value"] is None:
-            click.echo("WARNING: the labeler could not be measured: every comparison of the audit failed.")
-            return
+    from cai_core.pipeline.labels import audit_flag, statistics_lines
+
+    for line in statistics_lines(statistics):
+        click.echo(clean(line))
+    for warning in statistics["warnings"]:
+        click.echo(f"WARNING: {clean(warning)}")
+    audit = statistics["audit"]
+    if audit is None:
+        click.echo("The labeler was not audited.")
+    elif flag := audit_flag(audit):
+        click.echo(f"WARNING: {clean(flag)}. Do not train on these labels.")
+    else:
         bounds = f"{audit['value']:.1%} [{audit['low']:.1%}, {audit['high']:.1%}], n {audit['n']}"
         click.echo(f"Audit of the labeler: right in {bounds}; {clean(audit['note'])}.")
-        if audit["low"] <= 0.5:
-            click.echo("WARNING: this is not above chance. Do not train on these labels.")

@@ -37,7 +37,9 @@ class _Rate(ProgressColumn):
 class RunDisplay:
     """An ``Observer`` that writes to standard error, so that standard output stays for results."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, labels: bool = True) -> None:
+        """quiet: say nothing. labels: after a stage that labels, what was measured."""
+        self._labels = labels
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -114,6 +116,13 @@ class RunDisplay:
         )
         shown = [fact for fact in facts if fact != status]
         self.console.print(f"{escape(stage):<22} {mark:<20} {escape(', '.join(shown))}")
+        if self._labels and "labels" in info and "warnings" in info:
+            from cai_core.pipeline.labels import statistics_lines
+
+            for line in statistics_lines(info["labels"], principles=False):
+                self.console.print(escape(clean(f"  {line}")))
+            for warning in info["warnings"]:
+                self.console.print(f"  [yellow]![/] {escape(clean(warning))}")
 
 
 def summary_table(summary: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> None:

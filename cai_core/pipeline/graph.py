@@ -87,6 +87,13 @@ def build_graph(file: RecipeFile, resolver: Resolver, constitution: Constitution
     """Resolve every component and lay out the stages. All problems of the recipe are raised at once."""
     builder = _Builder(file, resolver, limit)
     stages = builder.build()
+    if any(stage.kind in ("label", "audit") for stage in stages) and not any(
+        principle.comparison for principle in constitution.principles
+    ):
+        hint = "give at least one principle a `comparison`, e.g. 'Which of these responses is less harmful?'"
+        where = f"constitution {constitution.id}"
+        message = "no principle has a comparison text, so nothing can judge"
+        builder.problems.append(UserError(message, where=where, hint=hint))
     if builder.problems:
         unique = {str(problem): problem for problem in builder.problems}
         raise UserErrors(list(unique.values()))

@@ -7,18 +7,18 @@ Every number comes from an artifact of the run. What is missing, failed or too s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cai_core import __version__
 from cai_core.pipeline.compare import compare_all
 from cai_core.pipeline.job import Job
+from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
 from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, LABELS, PROMPTS
 from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import read_table
 
 SCHEMA_VERSION = 1
-CHANCE = 0.5  # two options
 EMBED = 500  # chains, pairs and samples that a report embeds; the tables hold all
 
 
@@ -29,7 +29,9 @@ def build_results(job: Job) -> dict[str, Any]:
     metrics, models = _metrics(artifacts)
     comparisons = compare_all(metrics, models, job.spec.seed)
     labels = _labels(artifacts)
-    audit = _audit(artifacts)
+    audits = _audits(artifacts)
+    # Branches may have labelers of their own: the one to be warned of comes first.
+    audit = min(audits.values(), key=lambda found: found["verdict"] == "above chance", default=None)
     stages = [_stage(name, artifact) for name, artifact in artifacts.items()]
     results: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
@@ -43,6 +45,7 @@ def build_results(job: Job) -> dict[str, Any]:
         "comparisons": comparisons,
         "audit": audit,
         "labels": labels,
+        "reward_models": _reward_models(artifacts),
         "chains": _chains(artifacts),
         "pairs": _pairs(artifacts),
         "curves": _curves(artifacts),
@@ -57,7 +60,7 @@ def build_results(job: Job) -> dict[str, Any]:
             "command": recipe.get("command", ""),
         },
     }
-    results["findings"] = _findings(results)
+    results["findings"] = [*_judge_findings(audits, artifacts), *_findings(results)]
     return results
 
 
@@ -114,15 +117,14 @@ def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _audit(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
-    for _, artifact in _of_kind(artifacts, "audit"):
+def _audits(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, artifact in _of_kind(artifacts, "audit"):
         metrics = {m["id"]: m for m in _load(artifact, "metrics.json")}
-        accuracy = metrics.get("audit.accuracy")
-        if accuracy is None:
-            return None
+        accuracy = metrics["audit.accuracy"]
         labeler: Mapping[str, Any] = next((c for c in artifact.identity["components"] if c["kind"] == "labeler"), {})
         rows = list(read_table(artifact.path / "rows.parquet", EVAL_ROWS))
-        return {
+        found[name] = {
             "labeler": labeler.get("id", ""),
             "settings": labeler.get("options", {}),
             "data": accuracy["note"],
@@ -133,7 +135,10 @@ def _audit(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
             "mass": _of(metrics, "audit.mass"),
             "mean_p_gap": _of(metrics, "audit.gap"),
             "length_baseline": _of(metrics, "audit.length_baseline"),
-            "verdict": verdict(accuracy),
+            "longer_preferred": _of(metrics, "audit.longer_preferred"),
+            "brier": _of(metrics, "audit.brier"),
+            "calibration_error": _of(metrics, "audit.calibration_error"),
+            "verdict": audit_verdict(accuracy),
             "by_category": [
                 {"category": m["id"].removeprefix("audit.accuracy."), "n": m["n"], "accuracy": _interval(m)}
                 for m in metrics.values()
@@ -145,16 +150,7 @@ def _audit(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
                 for row in rows[:EMBED]
             ],
         }
-    return None
-
-
-def verdict(accuracy: Mapping[str, Any]) -> str:
-    """Is the judge better than a coin? Only an interval that excludes 50 % says so."""
-    if accuracy["low"] is None:
-        return "at chance"
-    if accuracy["low"] > CHANCE:
-        return "above chance"
-    return "below chance" if accuracy["high"] < CHANCE else "at chance"
+    return found
 
 
 def _interval(metric: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +163,27 @@ def _of(metrics: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any] |
 
 def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
     for _, artifact in _of_kind(artifacts, "label"):
-        return dict(artifact.info["labels"])
+        return label_statistics(list(read_table(artifact.path / "labels.parquet", LABELS)))
     return None
+
+
+def _reward_models(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    found = []
+    for name, artifact in _of_kind(artifacts, "reward"):
+        record = _load(artifact, "training.json")
+        extra = record["extra"]
+        used: Mapping[str, Any] = next((c for c in artifact.identity["components"] if c["kind"] == "reward_model"), {})
+        found.append(
+            {
+                "stage": name,
+                "component": used.get("id", ""),
+                "metrics": record["metrics"],
+                "sources": extra.get("sources") or [],
+                "heldout": extra.get("heldout"),
+                "notes": record["notes"],
+            }
+        )
+    return found
 
 
 def _chains(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -238,37 +253,40 @@ def _data(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     return found
 
 
-def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    findings = []
-    audit = results["audit"]
-    if audit and audit["verdict"] != "above chance":
-        accuracy = audit["accuracy"]
-        findings.append(
-            _finding(
-                "warning",
-                f"The judge is {audit['verdict']}: nothing shows that its labels carry a signal",
-                f"On {audit['n']} labelled comparisons the labeler agrees with the label "
-                f"{_percent(accuracy['value'])} of the time, interval {_percent(accuracy['low'])} to "
-                f"{_percent(accuracy['high'])}, and 50 % is a coin. What the preference model and RL learnt "
-                "from its labels may as well be noise, whatever the numbers below say. Use a larger judge.",
-            )
-        )
-    elif audit:
+def _judge_findings(
+    audits: Mapping[str, Mapping[str, Any]], artifacts: Mapping[str, Artifact]
+) -> Iterator[dict[str, str]]:
+    for name, audit in audits.items():
+        of = f" ({name})" if len(audits) > 1 else ""
         accuracy, flips = audit["accuracy"], audit["flip_rate"]
-        findings.append(
-            _finding(
+        if flag := audit_flag({**accuracy, "failed": audit["failed"], "verdict": audit["verdict"]}):
+            yield _finding(
+                "warning",
+                f"The judge is {audit['verdict']}{of}: nothing shows that its labels carry a signal",
+                f"{flag[0].upper()}{flag[1:]}. What the preference model and RL learnt from its labels may as well be "
+                "noise, whatever the numbers below say.",
+            )
+        else:
+            yield _finding(
                 "info",
-                "The judge is better than a coin on the audit set",
+                f"The judge is better than a coin on the audit set{of}",
                 f"{_percent(accuracy['value'])} of {audit['n']} labelled comparisons, interval "
                 f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])}"
                 + (f"; its answer changes with the order of the options in {_percent(flips['value'])}" if flips else "")
                 + ".",
             )
-        )
-    elif results["pairs"]:
-        findings.append(
-            _finding("warning", "The judge was not audited", "No accuracy is known for the labels; set `label.audit`.")
-        )
+    labels = _of_kind(artifacts, "label")
+    if labels and not audits and not all(by_people(c["id"] for c in a.identity["components"]) for _, a in labels):
+        text = "No accuracy is known for the labels; set `label.audit`."
+        yield _finding("warning", "The labeler was never audited", text)
+    for name, artifact in labels:
+        rows = list(read_table(artifact.path / "labels.parquet", LABELS))
+        for text in label_warnings(label_statistics(rows)):
+            yield _finding("warning", f"The labels of the stage {name}", text)
+
+
+def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    findings = [finding for model in results["reward_models"] for finding in _of_reward_model(model)]
     comparisons = results["comparisons"]
     certain = [row for row in comparisons if row["conclusive"]]
     open_questions = list(dict.fromkeys(row["label"] for row in comparisons if not row["conclusive"]))
@@ -317,6 +335,29 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
         for note in stage["notes"]:
             findings.append(_finding("info", f"Note of the stage {stage['name']}", note))
     return findings
+
+
+def _of_reward_model(model: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Whether a reward model knows more than a coin and than the length of an answer, on what it did not learn from."""
+    heldout = model["heldout"]
+    groups = [group for group in heldout["groups"] if group["name"] == "all"] if heldout else []
+    if not groups or groups[0]["accuracy"]["value"] is None:
+        return []
+    accuracy = groups[0]["accuracy"]
+    said = (
+        f"On {accuracy['n']} held-out comparisons the scores of {model['stage']} agree with the label "
+        f"{_percent(accuracy['value'])} of the time, interval {_percent(accuracy['low'])} to "
+        f"{_percent(accuracy['high'])}"
+    )
+    rivals = [(d["label"], d["low"], groups[0][d["id"]]["value"]) for d in heldout["differences"]]
+    unbeaten = [f"{name} ({_percent(rate)})" for name, low, rate in rivals if low is None or low <= 0]
+    if accuracy["low"] <= CHANCE:
+        unbeaten.insert(0, "a coin")
+    if unbeaten:
+        text = f"{said}. That is not surely more than {' or '.join(unbeaten)}: RL may learn noise, or length, from it."
+        return [_finding("warning", "Nothing shows that the preference model knows the labels", text)]
+    beaten = ", ".join(f"{name} {_percent(rate)}" for name, _, rate in rivals)
+    return [_finding("info", "The preference model is better than a coin and than length alone", f"{said}; {beaten}.")]
 
 
 def _direction_note(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:

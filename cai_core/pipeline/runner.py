@@ -19,7 +19,9 @@ from typing import IO, Any, Protocol
 
 from cai_core import __version__
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserError, UserErrors
+from cai_core.pipeline.graph import Stage
 from cai_core.pipeline.job import JobSpec
+from cai_core.pipeline.labels import audit_accuracy, audit_flag, by_people
 from cai_core.pipeline.models import fetch
 from cai_core.pipeline.plan import Plan, PlannedStage
 from cai_core.store.artifacts import Artifact, Artifacts
@@ -123,6 +125,8 @@ class _Run:
         stage = planned.stage
         entry = self.record["stages"][number]
         artifact = self.artifacts.find(stage.kind, planned.digest)
+        if stage.kind in ("reward", "rl") and "label" in stage.inputs:
+            self._warn_of_labeler(stage)
         if artifact is None:
             if self.artifacts.damaged(stage.kind, planned.digest):
                 moved = self.artifacts.quarantine(stage.kind, planned.digest)
@@ -148,6 +152,21 @@ class _Run:
         if stage.kind == "report":
             self._publish(artifact)
         self._save("started")
+
+    def _warn_of_labeler(self, learner: Stage) -> None:
+        """Say before a model learns from labels what the audit found. No option of a recipe silences it."""
+        label = next(p.stage for p in self.plan.stages if p.stage.id == learner.inputs["label"])
+        if by_people(use.id for use in label.components):
+            return
+        audits = [p for p in self.plan.stages if p.stage.kind == "audit" and _audits(p.stage, label)]
+        flag: str | None = "the labeler was never audited: nothing is known about its labels"
+        for planned in audits:
+            artifact = self.artifacts.find("audit", planned.digest)
+            assert artifact is not None, "the audit is an earlier stage"
+            flag = audit_flag(audit_accuracy(artifact))
+        if flag:
+            self.observer.say(f"WARNING: {learner.id} learns from {label.id}, and {flag}.")
+            self.record["warnings"].append({"stage": learner.id, "text": flag})
 
     def _make(self, planned: PlannedStage) -> Artifact:
         stage = planned.stage
@@ -252,6 +271,7 @@ class _Run:
             "seed": recipe.seed,
             "environment": environment(),
             "command": command,
+            "warnings": [],
             "stages": [
                 {
                     "id": p.stage.id,
@@ -370,6 +390,13 @@ def environment() -> dict[str, str]:
             found[package] = "absent"
     found["cai-core"] = __version__
     return found
+
+
+def _audits(audit: Stage, label: Stage) -> bool:
+    """Whether ``audit`` measured what gives the labels: the same labeler with the same models. An evaluator that asks
+    for no labeler speaks for every labeler of its judge."""
+    own, given = ([use.identity() for use in stage.components if use.kind == "labeler"] for stage in (audit, label))
+    return own in ([], given) and audit.models.get("judge") == label.models.get("judge")
 
 
 def _slug(stage_id: str) -> str:

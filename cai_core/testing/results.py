@@ -98,6 +98,9 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "mass": None,
             "mean_p_gap": interval(0.01),
             "length_baseline": interval(0.5),
+            "longer_preferred": interval(0.5),
+            "brier": interval(0.24),
+            "calibration_error": None,
             "verdict": "at chance",
             "by_category": [{"category": text, "n": 40, "accuracy": interval(0.5)}],
             "rows": [{"id": text, "category": text, "p_better": 0.5, "p_better_first": 0.7, "p_better_second": None}],
@@ -105,6 +108,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
         "labels": {
             "n": 1,
             "failed": {"refusal": 1},
+            "equal_answers": 1,
             "entropy": 0.69,
             "mean_p": 0.5,
             "mean_gap": 0.01,
@@ -112,8 +116,43 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "position_bias": None,
             "flip_rate": 1.0,
             "longer_preferred": 0.5,
-            "by_principle": [{"id": text, "n": 1, "mean_gap": 0.1, "flip_rate": None}],
+            "length_slope": -0.01,
+            "tie_rate": 0.1,
+            "refusal_rate": 0.5,
+            "unreadable_rate": 0.0,
+            "disagreement": None,
+            "by_principle": [
+                {"id": text, "n": 1, "mean_gap": 0.1, "flip_rate": None, "agreement": None, "human_accuracy": 0.5}
+            ],
+            "human": {"n": 1, "accuracy": 1.0, "calibration_error": 0.4, "brier": 0.16},
         },
+        "reward_models": [
+            {
+                "stage": text,
+                "component": text,
+                "metrics": {text: 1.0},
+                "sources": [{"name": text, "n": 12, "share_of_loss": 0.6}],
+                "heldout": {
+                    "n": 20,
+                    "groups": [
+                        {
+                            "name": text,
+                            "n": n,
+                            "accuracy": interval(value),
+                            "shorter_wins": interval(value),
+                            "longer_wins": interval(value),
+                            "brier": 0.2,
+                            "calibration_error": 0.1,
+                            "loss": 0.66,
+                        }
+                        for n, value in ((20, 0.6), (2, None))
+                    ],
+                    "differences": [{"id": "shorter_wins", "label": text, **interval(0.05)}],
+                },
+                "notes": [text],
+            },
+            {"stage": text, "component": text, "metrics": {}, "sources": [], "heldout": None, "notes": []},
+        ],
         "chains": [
             {
                 "prompt_id": name,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +20,22 @@ from cai_core.types.records import Conversation, Message, conversation
 MAX_LINE_BYTES = 10_000_000  # our choice: a line is a conversation, not a library
 
 
+# The authors' evaluations (their repository ConstitutionalHarmlessnessPaper) are finished multiple-choice prompts.
+_CHOICE = re.compile(
+    r"\s*Consider the following conversation between a human and an assistant:(?P<turns>\n\nHuman:.*?)\n\n\n"
+    r"(?P<question>[^\n]*) Options:\n \(A\) (?P<a>.*)\n \(B\) (?P<b>.*?)(?:\n\nThe answer is:)?\s*",
+    re.DOTALL,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one conversation. ``p_a``: a person's probability that A is better, None where nobody said."""
+    """Two answers to one conversation. ``p_a``: a person's probability that A is better, None where nobody said;
+    ``category``: what kind of pair the file says that it is.
+
+    source, weight: what the row says of where it comes from and how much it counts. failure: why there is nothing to
+    compare; then the prompt is empty, and ``a`` and ``b`` are what stood there.
+    """
 
     id: str
     prompt: Conversation
@@ -28,6 +43,10 @@ class Pair:
     b: str
     p_a: float | None
     line: int
+    category: str = "all"
+    source: str = ""
+    weight: float = 1.0
+    failure: str = ""
 
 
 def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
@@ -35,8 +54,11 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
 
     A row has ``prompt`` (text, a transcript with "\\n\\nHuman:", or a list of turns) and two answers: ``a`` and ``b``
     with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which mean
-    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and ``rejected``
-    are whole transcripts as in hh-rlhf. Ids are made from the content where there is none.
+    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and
+    ``rejected`` are whole transcripts as in hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice
+    ``prompt`` are the form of the paper's evaluations. Ids are made from the content where there is none.
+    ``source`` (text) and ``weight`` (a number above 0) may stand in any row. Two transcripts that part before their
+    last answers, as a few in hh-rlhf do, are a pair with a ``failure``.
     Raises ``UserError`` with file and line on anything else, and where there is no pair.
     """
     found: list[Pair] = []
@@ -68,7 +90,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
                 else:
                     seen[pair.id] += 1
                     if seen[pair.id] > 1:
-                        pair = Pair(f"{pair.id}-{seen[pair.id]}", pair.prompt, pair.a, pair.b, pair.p_a, number)
+                        pair = replace(pair, id=f"{pair.id}-{seen[pair.id]}")
                 found.append(pair)
                 if limit and len(found) == limit:
                     break
@@ -76,28 +98,33 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
         raise UserError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
     if not found:
         raise UserError("the file has no pair", where=str(path))
+    if all(pair.failure for pair in found):
+        raise UserError(found[0].failure, where=f"{path} line {found[0].line}", hint="no line of the file has a pair")
     return found
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _pair(row: Any, number: int) -> Pair:
     if not isinstance(row, Mapping):
         raise ValueError("not a JSON object")
+    if {"corrects", "incorrects"} <= set(row):
+        row = _choice(row)
     names = next((n for n in (("a", "b"), ("chosen", "rejected"), ("better", "worse")) if set(n) <= set(row)), None)
     if names is None:
-        raise ValueError("the row has neither `a` and `b` nor `chosen` and `rejected`")
+        raise ValueError("the row has neither `a` and `b` nor `chosen` and `rejected` (or `better` and `worse`)")
     sides = [row[name] for name in names]
+    failure = ""
     if "prompt" in row:
         prompt = _prompt(row["prompt"])
         a, b = (_answer(side, prompt) for side in sides)
     elif names == ("chosen", "rejected"):
-        prompt, a, b = _transcripts(*sides)
+        prompt, a, b, failure = _transcripts(*sides)
     else:
         raise ValueError("the row has no `prompt`")
-    p_a = row.get("p_a") if names == ("a", "b") else 1.0
+    p_a = row.get("p_a") if names == ("a", "b") else None if failure else 1.0
     if p_a is not None and (isinstance(p_a, bool) or not isinstance(p_a, int | float) or not 0 <= p_a <= 1):
         raise ValueError(f"`p_a` is {p_a!r}; it must be a probability in [0, 1]")
     identifier = row.get("id")
@@ -111,7 +138,32 @@ def _pair(row: Any, number: int) -> Pair:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError("the text holds a lone surrogate (half of a \\u pair)") from error
-    return Pair(str(identifier), prompt, a, b, None if p_a is None else float(p_a), number)
+    source, weight = row.get("source") or "", row.get("weight")
+    if not isinstance(source, str):
+        raise ValueError("`source` must be a text")
+    if weight is None:
+        weight = 1.0
+    elif isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"`weight` is {weight!r}; it must be a number above 0")
+    label = None if p_a is None else float(p_a)
+    category = str(row.get("category") or "all")
+    return Pair(str(identifier), prompt, a, b, label, number, category, source, float(weight), failure)
+
+
+def _choice(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A multiple choice of the paper as ``prompt``, ``a``, ``b`` and ``p_a``."""
+    found = _CHOICE.fullmatch(row["prompt"]) if isinstance(row.get("prompt"), str) else None
+    if found is None:
+        raise ValueError("`prompt` holds no conversation between a human and an assistant with options (A) and (B)")
+    letters = []
+    for key in ("corrects", "incorrects"):
+        given = row[key] if isinstance(row[key], list) else [row[key]]
+        letters.append({str(value).strip().strip("()") for value in given})
+    if letters not in ([{"A"}, {"B"}], [{"B"}, {"A"}]):
+        raise ValueError("`corrects` must be one of (A) and (B), and `incorrects` the other")
+    a, b = (found[key].strip().removeprefix("[[[").removesuffix("]]]") for key in ("a", "b"))
+    extra = {key: row[key] for key in ("id", "category") if key in row}
+    return {**extra, "prompt": found["turns"], "a": a, "b": b, "p_a": float(letters[0] == {"A"})}
 
 
 def _prompt(given: Any) -> Conversation:
@@ -149,10 +201,10 @@ def _turns(given: Any, name: str) -> Conversation:
     return conversation(given)
 
 
-def _transcripts(chosen: Any, rejected: Any) -> tuple[Conversation, str, str]:
+def _transcripts(chosen: Any, rejected: Any) -> tuple[Conversation, str, str, str]:
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise ValueError("the row has no `prompt`")
     one, other = parse_transcript(chosen), parse_transcript(rejected)
     if len(one) < 2 or len(one) != len(other) or one[:-1] != other[:-1] or one[-1].role != "assistant":
-        raise ValueError("`chosen` and `rejected` are not one conversation with two last answers")
-    return one[:-1], one[-1].content, other[-1].content
+        return (), chosen, rejected, "`chosen` and `rejected` are not one conversation with two last answers"
+    return one[:-1], one[-1].content, other[-1].content, ""

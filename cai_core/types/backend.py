@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from cai_core.types.records import ModelInput, UnitFailure
 
@@ -116,4 +116,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free memory, files and sockets. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class ChecksScores(Protocol):
+    """What a backend with a tokenizer at hand may offer besides: a proof that it scores what is meant."""
+
+    def score_problem(self, request: ScoreRequest) -> str:
+        """Empty where each continuation is scored on the very tokens that the model reads when it stands after the
+        input, and those tokens are that text again; else what differs, for people."""
         ...

@@ -26,6 +26,7 @@ from cai_core.testing import (
 )
 from cai_core.testing.base import local_model
 from cai_core.testing.context import TestContext
+from cai_core.testing.judges import GOOD
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest
 from servers import FaultServer
 
@@ -173,6 +174,49 @@ class TestLogprobPaper(LabelerConformance):
 class TestLogprobChat(LabelerConformance):
     component_id = "cai-core/logprob"
     options = {"format": "chat", "shots": 0}
+
+
+class TestCot(LabelerConformance):
+    component_id = "cai-core/cot"
+    options = {"max_new_tokens": 8}
+
+
+class TestCotPaper(LabelerConformance):
+    component_id = "cai-core/cot"
+    options = {"format": "paper", "clamp": None, "samples": 2, "max_new_tokens": 8}
+
+
+class TestVerdict(LabelerConformance):
+    component_id = "cai-core/verdict"
+
+
+class TestVerdictSamples(LabelerConformance):
+    component_id = "cai-core/verdict"
+    options = {"samples": 3, "temperature": 1.0}
+
+
+class TestEnsembleLabeler(LabelerConformance):
+    component_id = "cai-core/ensemble"
+    options = {
+        "members": [
+            {"labeler": "logprob", "format": "chat", "shots": 0},
+            {"labeler": "verdict", "role": "judge_cot"},
+        ],
+    }
+
+
+class TestHuman(LabelerConformance):
+    component_id = "cai-core/human"
+    options = {"path": "labels.jsonl"}
+
+    def make(self, context: TestContext, **changed: Any) -> Any:
+        path = context.workdir / "labels.jsonl"
+        rows = [
+            {"prompt": c.prompt[0].content, "a": c.response_a, "b": c.response_b, "p_a": float(c.response_a == GOOD)}
+            for c in self.comparisons()
+        ]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return super().make(context, path=str(path))
 
 
 class TestSFT(TrainerConformance):

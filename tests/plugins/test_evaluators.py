@@ -24,7 +24,7 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message, UnitFailure
 from cai_core.types.reward import Exchange
 from cai_plugins.backends.plugin import TransformersOptions, make_transformers
-from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons
+from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, turns_of
 from cai_plugins.evaluators.hhh import HHH, NEUTRAL
 from cai_plugins.evaluators.judge_audit import JudgeAudit
 from cai_plugins.evaluators.length import Length
@@ -203,15 +203,54 @@ def test_a_limit_takes_from_each_category_in_turn() -> None:
     assert sorted(item["category"] for item in some) == ["harmless"] * 3 + ["helpful"] * 3
 
 
+PAPER = (
+    "\n\nConsider the following conversation between a human and an assistant:\n\nHuman: Hi!\n\nAssistant: Hello.\n\n"
+    "Human: What now?\n\n\nPlease choose the best response. Options:\n (A) [[[Tea.]]]\n (B) [[[War.]]]"
+    "\n\nThe answer is:"
+)
+
+
+def test_the_papers_schema_and_conversations_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    rows = [
+        {"prompt": PAPER, "corrects": [" (A)"], "incorrects": [" (B)"]},
+        {"prompt": PAPER, "corrects": [" (B)"], "incorrects": [" (A)"], "id": "mine", "category": "odd"},
+        {"chosen": "\n\nHuman: Hi!\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi!\n\nAssistant: No."},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second, third = read_comparisons(path)
+    assert (first["better"], first["worse"], first["category"]) == ("Tea.", "War.", "all")
+    assert (second["better"], second["worse"], second["id"], second["category"]) == ("War.", "Tea.", "mine", "odd")
+    assert (third["better"], third["worse"]) == ("Yes.", "No.")
+    turns = (Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "What now?"))
+    assert turns_of(first) == turns
+    assert turns_of(third) == (Message("user", "Hi!"),)
+
+
+def test_a_part_of_a_users_file_is_chosen_by_hash(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"p{n}", "better": "b", "worse": "c"}) for n in range(40)))
+    some, more = ([item["id"] for item in read_comparisons(path, n)] for n in (5, 10))
+    assert some == more[:5]
+    assert some != [item["id"] for item in read_comparisons(path)][:5]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "not JSON"),
         ("[]", "JSON object"),
-        ('{"id": "1", "prompt": "p", "better": "b"}', "worse must be text"),
-        ('{"id": "1", "prompt": "p", "better": "b", "worse": "  "}', "worse must be text"),
-        ("", "no comparison"),
-        ('{"id": "1", "prompt": "p", "better": "b", "worse": "c"}\n' * 2, "twice"),
+        ('{"id": "1", "prompt": "p", "better": "b"}', "neither"),
+        ('{"id": "1", "better": "b", "worse": "c"}', "no `prompt`"),
+        ('{"id": "1", "prompt": "p", "better": "b", "worse": "  "}', "an answer is empty"),
+        ('{"id": "1", "prompt": "p", "a": "b", "b": "c"}', "nothing says which answer is better"),
+        ('{"id": "1", "prompt": "p", "a": "b", "b": "c", "p_a": 0.5}', "nothing says which answer is better"),
+        ('{"id": "1", "prompt": "p", "a": "b", "b": "c", "p_a": 1.5}', "a probability in"),
+        ('{"prompt": "Which? (A) x (B) y", "corrects": [" (A)"], "incorrects": [" (B)"]}', "holds no conversation"),
+        (json.dumps({"prompt": PAPER, "corrects": [" (A)"], "incorrects": [" (A)"]}), "must be one of"),
+        (json.dumps({"prompt": PAPER, "corrects": [" (A)", " (B)"], "incorrects": []}), "must be one of"),
+        ("", "no pair"),
+        ('{"id": "1", "prompt": "p", "better": "b", "worse": "c"}\n' * 2, "is in line 1 too"),
     ],
 )
 def test_bad_comparisons_are_told_with_their_line(tmp_path: Path, line: str, message: str) -> None:

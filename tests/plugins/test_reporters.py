@@ -70,7 +70,7 @@ class TestInABrowser:
         assert page.url == path.as_uri()
         found = page.evaluate(
             "document.querySelectorAll('script,iframe,object,embed,form,base,svg,[onerror],[onload],[onmouseover],"
-            "[style],a:not([href^=\"#\"]),meta[http-equiv=refresh]').length"
+            '[style],a:not([href^="#"]),meta[http-equiv=refresh]\').length'
         )
         assert found == 0
         assert page.evaluate("document.querySelectorAll('style').length") == 1
@@ -167,10 +167,16 @@ def test_markdown_cells_cannot_break_out(tmp_path: Path) -> None:
     (path,) = MarkdownReporter().write(results("a | b\n# c <script> `d` [e](f)"), tmp_path)
     lines = path.read_text(encoding="utf-8").splitlines()
     headings = [line for line in lines if line.startswith("#")]
-    assert headings[1:] == ["## Before and after", "## Differences", "## What ran"]
+    assert headings[1:] == [
+        "## Before and after",
+        "## Differences",
+        "## The judge",
+        "## The preference model",
+        "## What ran",
+    ]
     assert "<script>" not in "".join(lines).replace("\\<script", "")
     tables = [line for line in lines if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in tables} <= {4, 5, 6}
+    assert {line.replace("\\|", "").count("|") for line in tables} <= {3, 4, 5, 6, 9}
 
 
 def test_a_run_with_nothing_but_prompts_has_a_report(tmp_path: Path) -> None:
@@ -188,3 +194,30 @@ def test_unknown_is_never_shown_as_zero() -> None:
     assert interval({"low": None, "high": None}, "rate") == "[no interval]"
     assert (value(0.1234, "rate"), signed(-0.05, "rate"), value(31.26, "count")) == ("12.3 %", "-5.0 pp", "31.3")
     assert (seconds(161.4), seconds(12.34), memory(5234.0)) == ("2 min 41 s", "12.3 s", "5.2 GB")
+
+
+def test_the_preference_model_is_told_beside_what_length_alone_gives(tmp_path: Path) -> None:
+    given = results()
+    model = given["reward_models"][0]
+    model["heldout"]["differences"] += [
+        {**model["heldout"]["differences"][0], "value": None, "low": None, "high": None}
+    ]
+    page = HtmlReporter(100).render(given)
+    section = page[page.index('<section id="reward">') : page.index('<section id="chains"')]
+    for shown in (
+        "60.0 %",
+        "[50.0, 70.0]",
+        "+5.0 pp [-5.0 pp, +15.0 pp]",
+        "0.100",
+        "0.200",
+        "0.660",
+        "60.0 % of the loss",
+    ):
+        assert shown in section, shown
+    assert "unknown[no interval]" in section.replace('<span class="soft">', "").replace("</span>", "")
+    assert "Not measured on comparisons" in section
+    (path,) = MarkdownReporter().write(given, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert "| plain words | 20 | 60.0 % \\[50.0, 70.0\\] |" in text
+    assert "+5.0 pp [-5.0 pp, +15.0 pp], n = 20" in text
+    assert "- not measured on comparisons" in text

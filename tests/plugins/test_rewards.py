@@ -14,9 +14,8 @@ from training import Context, turns
 from cai_core.errors import CAIError, UserError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.reward import Exchange, Preference
-from cai_plugins.rewards.losses import brier, soft_bradley_terry
+from cai_plugins.rewards.losses import soft_bradley_terry
 from cai_plugins.rewards.plugin import Pattern, PreferenceOptions, RulesOptions, make_preference, make_rules
-from cai_plugins.rewards.preference import balanced
 
 GOOD, BAD = "Mix flour, water, salt and yeast.", "No way."
 probability = st.floats(0, 1)
@@ -26,7 +25,6 @@ margin = st.floats(-20, 20)
 def test_loss_by_hand() -> None:
     loss = soft_bradley_terry(torch.tensor([0.0, 2.0, 2.0]), torch.tensor([0.3, 1.0, 0.0]))
     assert loss.tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))])
-    assert brier(torch.tensor([0.0]), torch.tensor([0.2])).item() == pytest.approx(0.09)
 
 
 @given(margin, probability)
@@ -111,16 +109,6 @@ def test_a_label_that_is_no_probability_is_refused(model: Path, tmp_path: Path, 
 def test_asked_before_it_learnt_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(CAIError, match="neither fitted nor loaded"):
         make_preference(PreferenceOptions(), Context(tmp_path)).score([Exchange("x", turns("a"), "b")])
-
-
-@given(st.floats(0.05, 0.95), st.integers(1, 20), st.integers(1, 20))
-def test_the_share_of_the_mixture_is_what_was_asked_for(share: float, given: int, helpful: int) -> None:
-    def some(n: int) -> list[Preference]:
-        return [Preference(str(i), turns("q"), "a", "b", 1.0) for i in range(n)]
-
-    rows = balanced(some(given), some(helpful), share)
-    assert sum(r.weight for r in rows[:given]) / sum(r.weight for r in rows) == pytest.approx(share)
-    assert sum(r.weight for r in rows) == pytest.approx(given + helpful)
 
 
 def test_rules(tmp_path: Path) -> None:

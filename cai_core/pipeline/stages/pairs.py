@@ -29,10 +29,12 @@ from cai_core.store.tables import write_table
 from cai_core.text.pairs import read_pairs
 from cai_core.types.backend import GenerateRequest
 from cai_core.types.prompts import Prompt
-from cai_core.types.records import Conversation, ModelInput
+from cai_core.types.records import Conversation, ModelInput, UnitFailure
 
 # People's labels of pairs from a file: id -> probability that A is better.
 HUMAN = "human.json"
+# What the file says of its pairs' origin and weight, where it says something: id -> {"source", "weight"}.
+MIXTURE = "mixture.json"
 
 
 class Samples:
@@ -131,15 +133,26 @@ def _from_file(job: Job, folder: Path) -> dict[str, Any]:
         raise UserError("the file has changed since the run began", where=str(path), hint="give the same command again")
     pairs = read_pairs(path, job.spec.settings["limit"])
     rows = (
-        {"id": pair.id, "prompt": messages_record(pair.prompt), "a": pair.a, "b": pair.b, "failure": None}
+        {
+            "id": pair.id,
+            "prompt": messages_record(pair.prompt),
+            "a": pair.a,
+            "b": pair.b,
+            "failure": failure_record(UnitFailure("unparseable", pair.failure) if pair.failure else None),
+        }
         for pair in pairs
     )
     write_table(folder / "pairs.parquet", PAIRS, rows)
+    given = {p.id: {"source": p.source, "weight": p.weight} for p in pairs if p.source or p.weight != 1.0}
+    if given:
+        write_json(folder / MIXTURE, given)
     human = {pair.id: pair.p_a for pair in pairs if pair.p_a is not None}
     if human:
         write_json(folder / HUMAN, human)
-    counts = {"pairs": len(pairs), "equal_answers": sum(pair.a == pair.b for pair in pairs), "human": len(human)}
-    return {"ok": len(pairs), "failed": {}, **counts, "notes": []}
+    failed = sum(bool(pair.failure) for pair in pairs)
+    equal = sum(pair.a == pair.b and not pair.failure for pair in pairs)
+    counts = {"pairs": len(pairs), "equal_answers": equal, "human": len(human)}
+    return {"ok": len(pairs) - failed, "failed": {"unparseable": failed} if failed else {}, **counts, "notes": []}
 
 
 def _train(path: Path) -> Iterator[Prompt]:

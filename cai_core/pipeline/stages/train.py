@@ -8,6 +8,7 @@ from typing import Any
 
 from cai_core.errors import PluginError, UserError
 from cai_core.pipeline.job import Job
+from cai_core.pipeline.labels import by_people
 from cai_core.pipeline.tables import EXAMPLES, LABELS, read_prompts
 from cai_core.store.canonical import canonical, write_json
 from cai_core.store.tables import read_table
@@ -28,17 +29,23 @@ def run_sft(job: Job, folder: Path) -> dict[str, Any]:
 
 def run_reward(job: Job, folder: Path) -> dict[str, Any]:
     """Fits the reward model on the soft labels (section 4.1); writes ``model/`` and ``training.json``."""
-    rows = list(read_table(job.input("label").path / "labels.parquet", LABELS))
-    preferences = [
-        Preference(row["id"], conversation(row["prompt"]), row["a"], row["b"], row["p_a"], source="ai")
-        for row in rows
-        if row["p_a"] is not None
-    ]
+    labels = job.input("label")
+    rows = list(read_table(labels.path / "labels.parquet", LABELS))
+    people = by_people(use["id"] for use in labels.identity["components"])
+    preferences = [_preference(row, "human" if people else "ai") for row in rows if row["p_a"] is not None]
     if not preferences:
         raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")
     model = job.component("reward_model")
     result = model.fit(Path(job.spec.models["reward_base"]), preferences, folder / "model")
     return _finish(job, folder, result, {"ok": len(preferences), "unlabelled": len(rows) - len(preferences)})
+
+
+def _preference(row: Mapping[str, Any], source: str) -> Preference:
+    """``source``: of pairs whose file names none."""
+    said = row["evidence"] or {}
+    prompt = conversation(row["prompt"])
+    named, weight = said.get("source") or source, said.get("weight", 1.0)
+    return Preference(row["id"], prompt, row["a"], row["b"], row["p_a"], source=named, weight=weight)
 
 
 def run_rl(job: Job, folder: Path) -> dict[str, Any]:

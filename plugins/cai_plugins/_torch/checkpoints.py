@@ -19,13 +19,13 @@ def seal(folder: Path) -> None:
     """Declare ``folder`` whole: its files reach the disk first, then the list of them appears."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     for path in files:
-        _sync(path)
+        sync(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     temporary = folder / f".{SEAL}.tmp"
     temporary.write_text(json.dumps({"files": sizes}), encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(folder / SEAL)
-    _sync(folder)
+    sync(folder)
 
 
 def is_whole(folder: Path) -> bool:
@@ -63,7 +63,8 @@ def _checkpoints(root: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -53,13 +53,25 @@ def load_causal(path: Path, device: str, *, all_weights: bool) -> Any:
     return AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights)).to(device)
 
 
-def load_classifier(path: Path, device: str) -> Any:
-    """A model with one output per sequence, float32: scores must not depend on how they were rounded.
+def load_classifier(path: Path, device: str) -> tuple[Any, bool]:
+    """A model with one output per sequence, float32 (scores must not depend on how they were rounded), and whether its
+    score head is new: ``path`` holds a causal model, and the caller is to initialise the head.
 
-    The score head is new (and to be initialised by the caller) where ``path`` holds a causal model.
+    Raises ``UserError`` for a classifier with more than one output.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(check_folder(path), num_labels=1, dtype=torch.float32)
-    return model.to(device)
+    where = check_folder(path)
+    config = AutoConfig.from_pretrained(where)
+    classifies = any("SequenceClassification" in name for name in config.architectures or ())
+    if classifies and config.num_labels != 1:
+        raise UserError(
+            f"the classifier has {config.num_labels} outputs, and a reward model has one",
+            where=str(path),
+            hint="use a causal model or a reward model",
+        )
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        where, num_labels=1, dtype=torch.float32, output_loading_info=True
+    )
+    return model.to(device), any(name.startswith("score.") for name in found["missing_keys"])
 
 
 def train_dtype(device: str, all_weights: bool) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,11 @@ from cai_core.errors import CAIError
 from cai_plugins._torch.options import LoraOptions
 
 
-def lora_config(options: LoraOptions | None, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> LoraConfig | None:
+def lora_config(
+    options: LoraOptions | None, task: Literal["CAUSAL_LM", "SEQ_CLS"], modules: Sequence[str] | None = None
+) -> LoraConfig | None:
     """Adapters on every linear layer except the output head. For SEQ_CLS the score head is trained whole.
+    modules: full names of the linear layers that get them, if not all.
 
     No dropout: it would put random numbers into the loss for runs that see each row once.
     """
@@ -23,7 +27,7 @@ def lora_config(options: LoraOptions | None, task: Literal["CAUSAL_LM", "SEQ_CLS
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules="all-linear" if modules is None else list(modules),
         task_type=task,
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )

@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,7 +35,7 @@ from cai_core.types.backend import Capabilities, Completion, GenerateRequest, Sc
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins.backends.decoding import NAME, Decoder, Row, draw, out_of_memory
 from cai_plugins.backends.plugin import TransformersOptions
-from cai_plugins.backends.scoring import Block, Scorer, ScoreRow, Tree
+from cai_plugins.backends.scoring import Scorer, ScoreRow
 
 log = logging.getLogger(__name__)
 
@@ -285,16 +286,27 @@ class TransformersBackend:
                 yield from self._run(plain_batch, self._score_plain)
             return
 
-        def work(trees: list[Tree], block: Block | None) -> list[list[list[float]]]:
-            return scorer.score(trees, block)
-
         for batch, block in scorer.batches(rows):
-            for tree, result in self._run(batch, partial(work, block=block)):
+            for tree, result in self._run(batch, partial(scorer.score, block=block)):
                 if not isinstance(result, UnitFailure):
                     yield from zip(tree.rows, result, strict=True)
                     continue
-                for one, again in self._run(tree.apart(), partial(work, block=block)):
+                for one, again in self._run(tree.apart(), partial(scorer.score, block=block)):
                     yield one.rows[0], again if isinstance(again, UnitFailure) else again[0]
+
+    def score_problem(self, request: ScoreRequest) -> str:
+        """See ``ChecksScores``."""
+        self._open()
+        before = self._encode(request.input)
+        for text, own in zip(request.continuations, self._continuations(request), strict=True):
+            whole = self._encode(replace(request.input, prefill=request.input.prefill + text))
+            if whole != before + own:
+                scored, read = (self._tokenizer.convert_ids_to_tokens(ids) for ids in (own, whole[len(before) :]))
+                return f"{text!r} is scored as the tokens {scored}, and after the prompt it is read as {read}"
+            back = self._tokenizer.decode(whole, clean_up_tokenization_spaces=False)
+            if not back.endswith(text):
+                return f"{text!r} is not what its tokens stand for: they are {back[-len(text) :]!r}"
+        return ""
 
     def _continuations(self, request: ScoreRequest) -> list[list[int]]:
         encoded = [

@@ -2,62 +2,56 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from cai_core.errors import UserError
+from cai_core.text.pairs import read_pairs
+from cai_core.text.transcripts import parse_transcript, render_transcript
+from cai_core.types.records import Conversation, Message
 
 BUILTIN = Path(__file__).parent / "data" / "comparisons.jsonl"
-TEXTS = ("id", "prompt", "better", "worse")
 
 
 def read_comparisons(path: Path | None, limit: int | None = None) -> list[dict[str, Any]]:
     """Objects with ``id``, ``prompt``, ``better``, ``worse`` and ``category`` (where absent: "all").
 
-    Categories take turns until ``limit`` is reached, so that a part of the file is a fair part. Raises ``UserError``
-    with file and line for a bad line, a repeated id, or a file without any comparison.
+    The forms are those of ``cai_core.text.pairs.read_pairs``: prompt, better and worse; chosen and rejected; a and b
+    with p_a; or the paper's prompt, corrects and incorrects. ``prompt`` is a text, or a transcript where there are
+    several turns (see ``turns_of``). ``limit``: categories take turns, and in a file of the user's the hash of the id
+    decides which come first, so that a part of the file is a fair part. Raises ``UserError`` with file and line for a
+    bad line, an empty answer, a pair without a better answer, and a file without any comparison.
     """
-    source = path or BUILTIN
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the comparisons: {error.strerror}", where=str(source)) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the comparisons are not UTF-8 (byte {error.start})", where=str(source)) from error
-    items: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    items = []
+    for pair in read_pairs(path or BUILTIN):
+        where = f"{path or BUILTIN} line {pair.line}"
+        if pair.failure:  # two transcripts that are not one conversation: there is nothing to ask
             continue
-        item = _item(line, f"{source.name}:{number}")
-        if item["id"] in seen:
-            raise UserError(f"the id {item['id']!r} is there twice", where=f"{source.name}:{number}")
-        seen.add(item["id"])
-        items.append(item)
-    if not items:
-        hint = f"one JSON object a line with {', '.join(TEXTS)}"
-        raise UserError("no comparison in the file", where=str(source), hint=hint)
+        if pair.p_a is None or pair.p_a == 0.5:
+            hint = "give `better` and `worse`, `chosen` and `rejected`, or `p_a` other than 0.5"
+            raise UserError("nothing says which answer is better", where=where, hint=hint)
+        if not pair.a.strip() or not pair.b.strip():
+            raise UserError("an answer is empty", where=where, hint="leave the line out")
+        better, worse = (pair.a, pair.b) if pair.p_a > 0.5 else (pair.b, pair.a)
+        plain = len(pair.prompt) == 1 and not pair.prompt[0].content.startswith("\n\nHuman:")
+        prompt = pair.prompt[0].content if plain else render_transcript(pair.prompt)
+        items.append({"id": pair.id, "prompt": prompt, "better": better, "worse": worse, "category": pair.category})
+    if limit is not None and path is not None:
+        items.sort(key=lambda item: sha256(f"limit/{item['id']}".encode()).digest())
     return _fair(items, limit)
+
+
+def turns_of(item: Mapping[str, Any]) -> Conversation:
+    """The conversation of an item: its ``prompt`` is one turn of the user, or a transcript with "\\n\\nHuman:"."""
+    prompt = str(item["prompt"])
+    return parse_transcript(prompt) if prompt.startswith("\n\nHuman:") else (Message("user", prompt),)
 
 
 def better_is_b(item: str) -> bool:
     """Whether the better answer is answer B: by hash of the item's id, so about half the time."""
     return sha256(f"side/{item}".encode()).digest()[0] % 2 == 1
-
-
-def _item(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", where=where) from error
-    if not isinstance(row, dict):
-        raise UserError("a line must be a JSON object", where=where)
-    missing = [key for key in TEXTS if not isinstance(row.get(key), str) or not row[key].strip()]
-    if missing:
-        raise UserError(f"{', '.join(missing)} must be text", where=where)
-    return {**{key: row[key] for key in TEXTS}, "category": str(row.get("category", "all"))}
 
 
 def _fair(items: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:

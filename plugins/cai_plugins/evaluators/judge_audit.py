@@ -12,13 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from cai_core.calibration import calibration_error
 from cai_core.errors import UserError
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
-from cai_core.types.records import Message
-from cai_plugins.evaluators.comparisons import BUILTIN, better_is_b, read_comparisons
+from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, turns_of
 from cai_plugins.evaluators.measures import by_model, mean, rate
 
 
@@ -26,7 +26,7 @@ class JudgeAudit:
     """An ``Evaluator`` of the run's labeler with the model in the role ``judge``."""
 
     def __init__(self, data: Path | None, limit: int | None, context: StageContext) -> None:
-        self.source = (data or BUILTIN).stem
+        self.source = data.name if data else "built-in comparisons"
         self.items = read_comparisons(data, limit)
         self.labeler = context.component("labeler")
         self.sampler = context.component("principle_sampler")
@@ -72,27 +72,40 @@ class JudgeAudit:
             good = [row for row in mine if row.failure is None]
             failed = [row for row in mine if row.failure is not None]
             both = {r.id: r.values for r in good if "p_better_first" in r.values}
-            flips = {i: float((v["p_better_first"] > 0.5) != (v["p_better_second"] > 0.5)) for i, v in both.items()}
+            flips = {i: float((v["p_better_first"] - 0.5) * (v["p_better_second"] - 0.5) < 0) for i, v in both.items()}
             longer = {row.id: _longer(items[row.id]) for row in good}
+            # Ties and answers of one length tell nothing of what length does.
+            follows = {
+                row.id: float((longer[row.id] == 1.0) == (row.values["right"] == 1.0))
+                for row in good
+                if longer[row.id] != 0.5 and row.values["right"] != 0.5
+            }
             masses = {row.id: float(row.values["mass"]) for row in good if "mass" in row.values}
+            squares = {row.id: (1 - float(row.values["p_better"])) ** 2 for row in good}
             gaps = {row.id: abs(float(row.values["p_better"]) - 0.5) for row in good}
             for name, label, found in (
                 ("flip_rate", "answers that change with the order", flips),
                 ("length_baseline", "accuracy of preferring the longer answer", longer),
+                ("longer_preferred", "the longer answer is preferred", follows),
             ):
                 values = [*(EvalRow(item, model, {"value": value}) for item, value in found.items()), *failed]
                 metrics.append(rate(f"audit.{name}", label, model, values, "value", direction="none"))
             for name, label, found in (
                 ("mass", "probability on the two options", masses),
                 ("gap", "mean distance of the label from 0.5", gaps),
+                ("brier", "Brier score (0.25: always one half)", squares),
             ):
                 values = [*(EvalRow(item, model, {"value": value}) for item, value in found.items()), *failed]
                 metrics.append(mean(f"audit.{name}", label, model, values, "value", unit="score", direction="none"))
+            p = [float(row.values["p_better"]) for row in good]
+            error = calibration_error(p, [1.0] * len(p))
+            name, label = "audit.calibration_error", "expected calibration error"
+            metrics.append(Metric(name, label, model, error, None, None, len(p), len(failed), unit="score"))
         return metrics
 
     def _comparison(self, unit: EvalUnit) -> Comparison:
         item = unit.payload
-        messages = (Message("user", str(item["prompt"])),)
+        messages = turns_of(item)
         seed = int.from_bytes(sha256(f"audit/{unit.id}".encode()).digest()[:8], "big") >> 1
         rng = random.Random(seed)
         drawn = self.sampler.sample(

@@ -13,7 +13,11 @@ from cai_core.types.component import Component
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import Evaluator
 
-DATA = "JSON lines with id, prompt, better, worse and optionally category; null is the built-in set of 80"
+DATA = (
+    "JSON lines with prompt, better and worse (or chosen and rejected; or the paper's prompt, corrects and incorrects) "
+    "and optionally id and category; null is the built-in set of 80"
+)
+LIMIT = "so many items, categories taking turns; those of a file of yours by hash; null is all"
 
 
 class HHHOptions(BaseModel):
@@ -22,7 +26,7 @@ class HHHOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: Path | None = Field(None, description=DATA)
-    limit: int | None = Field(None, ge=1, description="so many items, categories taking turns; null is all")
+    limit: int | None = Field(None, ge=1, description=LIMIT)
     signal: Literal["likelihood", "choice"] = Field(
         "likelihood",
         description="likelihood: how much likelier the prompt makes each answer (PMI); choice: (A) or (B), both orders",
@@ -53,7 +57,7 @@ class JudgeAuditOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: Path | None = Field(None, description=DATA)
-    limit: int | None = Field(None, ge=1, description="so many items, categories taking turns; null is all")
+    limit: int | None = Field(None, ge=1, description=LIMIT)
 
 
 def make_hhh(options: HHHOptions, context: StageContext) -> Evaluator:
@@ -94,7 +98,7 @@ def make_judge_audit(options: JudgeAuditOptions, context: StageContext) -> Evalu
 @hookimpl
 def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
     """The evaluators that come with cai-core."""
-    yield Component("hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?")
+    yield Component("hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?", revision=2)
     yield Component("refusal", RefusalOptions, make_refusal, "refusals of harmful and of harmless prompts")
     yield Component(
         "preference_model",
@@ -110,4 +114,5 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         make_judge_audit,
         "is the labeler right more often than a coin?",
         needs=("labeler", "principle_sampler"),
+        revision=2,
     )

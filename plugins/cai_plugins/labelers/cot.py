@@ -18,6 +18,7 @@ from cai_core.types.records import Conversation, Message, ModelInput, UnitFailur
 from cai_plugins.labelers.plugin import CotOptions
 from cai_plugins.labelers.questions import (
     LETTERS,
+    check_letters,
     combined,
     margin,
     mass,
@@ -48,7 +49,9 @@ class CotLabeler:
         self.examples = context.constitution.few_shots.reasoning
         if options.shots and options.format == "chat":
             raise UserError(
-                "worked examples of reasoning are raw text", where="labeler.shots", hint="use `format: paper` or shots 0"
+                "worked examples of reasoning are raw text",
+                where="labeler.shots",
+                hint="use `format: paper` or shots 0",
             )
         if options.shots > len(self.examples):
             raise UserError(
@@ -58,6 +61,7 @@ class CotLabeler:
                 hint="`cai constitution import` reads the paper's; or put your own under few_shots.reasoning",
             )
         self.shot_principles = [p for p in context.constitution.principles if p.comparison]
+        self.checked = False
 
     def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
         """See ``Labeler``."""
@@ -77,6 +81,10 @@ class CotLabeler:
                 if key[0] < len(comparison.principles):
                     request = self._request(f"{number}/{'/'.join(map(str, key))}", comparison, key)
                     asked[request.id] = (number, key, request)
+        if asked and not self.checked:
+            first = next(iter(asked.values()))[2].input
+            check_letters(judge, self._read_out(first, " One of them is better."))
+            self.checked = True
         broken: dict[int, UnitFailure] = {}
         reasons: dict[int, dict[Key, str]] = defaultdict(dict)
         tokens: dict[int, int] = defaultdict(int)

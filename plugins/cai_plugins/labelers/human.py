@@ -21,6 +21,8 @@ class HumanLabeler:
         self.path = path
         self.found: dict[Pair, list[float]] = defaultdict(list)
         for pair in read_pairs(path):
+            if pair.failure:
+                continue
             if pair.p_a is None:
                 raise UserError(
                     "this pair has no label",

@@ -16,6 +16,7 @@ from cai_core.types.records import Conversation, Message, ModelInput
 from cai_plugins.labelers.plugin import LogprobOptions
 from cai_plugins.labelers.questions import (
     LETTERS,
+    check_letters,
     combined,
     few_shots,
     margin,
@@ -47,6 +48,7 @@ class LogprobLabeler:
                 hint=f"give `shots` a number up to {len(self.shots)}",
             )
         self.shot_principles = [p for p in context.constitution.principles if p.comparison]
+        self.checked = False
 
     def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
         """See ``Labeler``. All requests go to the judge in one call, so that they share batches and prefixes."""
@@ -66,8 +68,12 @@ class LogprobLabeler:
             waiting[number] = len(comparison.principles) * len(orders)
         if not asked:
             return
+        judge = self.context.backend("judge")
+        if not self.checked:
+            check_letters(judge, asked[0].input)
+            self.checked = True
         scored: dict[str, dict[tuple[int, int], Scores]] = defaultdict(dict)
-        for scores in self.context.backend("judge").score(asked):
+        for scores in judge.score(asked):
             number, index, order_text = scores.id.split("/")
             scored[number][int(index), int(order_text)] = scores
             if len(scored[number]) == waiting[number]:

@@ -52,7 +52,7 @@ class CotOptions(BaseModel):
         "chat", description="chat: turns, for an instruct model; paper: raw text with the released read-out"
     )
     shots: int = Field(
-        0, ge=0, description="worked examples of reasoning from the constitution (few_shots.reasoning); format paper only"
+        0, ge=0, description="worked examples of reasoning (the constitution's few_shots.reasoning); format paper only"
     )
     # The paper samples one reasoning, and five for its Figure 4.
     samples: int = Field(1, ge=1, le=64, description="reasonings per order, whose probabilities are averaged")
@@ -74,7 +74,7 @@ class CotOptions(BaseModel):
             return None
         low, high = value
         if not 0 <= low <= 0.5 <= high <= 1 or abs(low + high - 1) > 1e-9:
-            raise ValueError("it must be [x, 1 - x] with x in [0, 0.5]: else the label would depend on which answer is A")
+            raise ValueError("it must be [x, 1 - x] with x in [0, 0.5], or the label would depend on which answer is A")
         return value
 
 
@@ -183,9 +183,7 @@ def cai_register_labelers() -> Iterable[Component[Labeler]]:
         "P(A) from the log-probabilities of (A) and (B), both orders averaged",
         roles=("judge",),
     )
-    yield Component(
-        "cot", CotOptions, make_cot, "reasoning first, then P(A); clamped to [0.4, 0.6]", roles=("judge",)
-    )
+    yield Component("cot", CotOptions, make_cot, "reasoning first, then P(A); clamped to [0.4, 0.6]", roles=("judge",))
     yield Component("verdict", VerdictOptions, make_verdict, "a letter in words, both orders", roles=("judge",))
     yield Component("human", HumanOptions, make_human, "labels from a file")
     yield Component(

@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cai_core.errors import UserError
 from cai_core.text.transcripts import render_transcript
-from cai_core.types.backend import Scores
+from cai_core.types.backend import Backend, Capabilities, ChecksScores, ScoreRequest, Scores
 from cai_core.types.labeler import Comparison, Label
 from cai_core.types.principles import ComparisonShot, Principle
-from cai_core.types.records import Conversation, Message, UnitFailure
+from cai_core.types.records import Conversation, Message, ModelInput, UnitFailure
 
 # The letters with space and parentheses, as the paper's published prompts score them. The whole string is scored: a
 # bare letter is another token after a space than after a parenthesis, and which one differs between tokenizers.
@@ -63,6 +64,24 @@ def unscored(scores: Scores) -> UnitFailure | None:
     return None
 
 
+def check_letters(judge: Backend, question: ModelInput) -> None:
+    """Prove on the actual judge, once, that P(" (A)") means what it says.
+
+    Raises ``UserError`` where the judge gives no log-probabilities, or its tokenizer cuts the letters differently after
+    the question than on their own: their scores would be those of a text that the model never writes. A backend that
+    does not show its tokens (a server) is believed.
+    """
+    if not getattr(judge, "capabilities", Capabilities(score=True)).score:
+        raise UserError("this judge gives no log-probabilities", where="labeler", hint="use the labeler `verdict`")
+    problem = judge.score_problem(ScoreRequest("check", question, LETTERS)) if isinstance(judge, ChecksScores) else ""
+    if problem:
+        raise UserError(
+            f"the judge's tokenizer does not score what is meant: {problem}",
+            where="labeler",
+            hint="use the labeler `verdict` with this judge, or another judge",
+        )
+
+
 def mass(scores: Scores) -> float:
     """Probability on the two letters together."""
     return sum(map(math.exp, scores.logprobs))
@@ -85,16 +104,17 @@ def combined(
     """One label from ``margins``: (number of the principle, order) -> P(A) - P(B), for A and B of the comparison.
 
     ``p_a`` is the mean over all of them, then held within ``clamp``. Swapping A and B gives exactly 1 - p. Evidence
-    gets ``p_a_first``, ``p_a_second`` and ``flip`` where both orders were asked, ``by_principle`` and
+    gets ``p_a_first`` and ``p_a_second`` for the orders that were asked, ``flip`` where both were, ``by_principle`` and
     ``disagreement`` (standard deviation) where there are several principles, ``unclamped`` where the clamp changed p.
     """
     found: dict[str, Any] = {"principles": [p.id for p in comparison.principles], **evidence}
     by_order = [[m for (_, order), m in sorted(margins.items()) if order == wanted] for wanted in (0, 1)]
     sums = [sum(by_order[0]), sum(by_order[1])]
     p_a = from_margin((sums[0] + sums[1]) / len(margins))
+    for name, total, own in zip(("p_a_first", "p_a_second"), sums, by_order, strict=True):
+        if own:
+            found[name] = from_margin(total / len(own))
     if by_order[0] and by_order[1]:
-        found["p_a_first"] = from_margin(sums[0] / len(by_order[0]))
-        found["p_a_second"] = from_margin(sums[1] / len(by_order[1]))
         found["flip"] = min(sums) < 0 < max(sums)
     if len(comparison.principles) > 1:
         parts = {}
@@ -115,7 +135,8 @@ def _inside_brackets(text: str) -> str:
 
 
 def from_margin(margin: float) -> float:
-    """P(A) from P(A) - P(B): (1 + margin) / 2, rounded on the larger side so that the values for +m and -m add up to exactly 1."""
+    """P(A) from P(A) - P(B): (1 + margin) / 2, rounded on the larger side, so that the values for +m and -m add up to
+    exactly 1."""
     larger = 0.5 + min(abs(margin), 1.0) / 2
     return larger if margin >= 0 else 1.0 - larger
 

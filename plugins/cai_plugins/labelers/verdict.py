@@ -19,16 +19,31 @@ from cai_plugins.labelers.questions import combined, question_text, shown_in, un
 INSTRUCTION = "Answer with the letter of the better option and nothing else: (A) or (B)."
 Verdict = Literal["A", "B", "tie", "refusal", "unreadable"]
 
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-# The whole text must be one of these: a letter in parentheses, brackets, asterisks or alone; or after a few words that
-# announce it. A letter found inside a sentence may be the one that the sentence speaks against.
-_LETTER = r"(?:\*\*)?(?:\(([AB])\)|\[\[([AB])\]\]|\[([AB])\]|([AB]))(?:\*\*)?"
-_PLAIN = re.compile(
-    rf"\s*(?:(?:the |my )?(?:final |correct |better )?(?:answer|verdict|choice|option)(?: is)?\s*:?\s*)?{_LETTER}\s*\.?\s*",
+_LETTER = r"(?:\(([AB])\)|\[\[([AB])\]\]|\[([AB])\]|\\boxed\{([AB])\}|<answer>\s*\(?([AB])\)?\s*</answer>)"
+_SUBJECT = r"(?:the |my )?(?:final |correct |better |best )?(?:answer|verdict|choice|option|response)"
+# Each is matched against a whole line: a letter inside a sentence may be the one that the sentence speaks against.
+_CLEAR = re.compile(
+    r"(?:(?:so|therefore|thus|hence),? )?"
+    rf"(?:{_SUBJECT}(?: is:?|:)\s*|i (?:would )?(?:choose|pick|prefer)\s*)?{_LETTER}\s*\.?"
+    rf"|(?:option |response |answer )?{_LETTER} is (?:the )?better(?: one| option| response| answer)?\.?",
+    re.IGNORECASE,
+)
+# What would be a heading or an article in a longer text, and says enough where it is all of the text.
+_ALONE = re.compile(
+    rf"(?i:(?:option|response|answer) {_LETTER}\.?)|(?i:{_SUBJECT}(?: is:?|:)\s*)([AB])\.?|([AB])[.)]?"
+    r"|\{\s*\"(?:answer|verdict|choice)\"\s*:\s*\"\(?([AB])\)?\"\s*\}"
+)
+_MARKUP = re.compile(r"[*_`$]+|^\s*#+\s")
+_NAMED = re.compile(r"[(\[]([AB])[)\]]", re.IGNORECASE)
+_OPTION = re.compile(r"\b(?:[Oo]ptions?|[Rr]esponses?|[Aa]nswers?)\b|\b[AB]\b")
+_UNDECIDED = re.compile(r"\b(?:cannot|can't|could not|couldn't) (?:choose|decide)\b", re.IGNORECASE)
+_DECLINES = re.compile(
+    r"\W*(?:i'?m (?:very )?sorry|i am sorry|sorry|i apologi[sz]e|as an ai\b|i (?:cannot|can't|won't|will not|am unable|"
+    r"am not able|must decline))",
     re.IGNORECASE,
 )
 _TIE = re.compile(
-    r"\b(?:tie|equal(?:ly)?|both|neither|cannot (?:choose|decide)|can't (?:choose|decide)|same|it depends)\b|=",
+    r"\b(?:tie|tied|draw|equal(?:ly)?|both|neither|same|it depends|no preference)\b|=",
     re.IGNORECASE,
 )
 
@@ -38,7 +53,8 @@ class VerdictLabeler:
 
     An order whose readable verdicts are not more than half of its samples fails the comparison: ``refusal`` or
     ``unparseable``, with ``tie`` in the evidence where the judge said so. Verdicts are read from what the judge writes
-    and nowhere else; brackets that would end an answer early are taken apart.
+    and nowhere else; brackets that would end an answer early are taken apart. A judge that obeys a verdict inside an
+    answer names the same letter in both orders, which decides nothing. How a verdict is read: ``read_verdict``.
     """
 
     def __init__(self, options: VerdictOptions, context: StageContext) -> None:
@@ -91,8 +107,9 @@ class VerdictLabeler:
             if done.failure:
                 return Label(comparison.id, None, evidence, done.failure)
         verdicts: dict[tuple[int, int], list[Verdict]] = defaultdict(list)
-        for (index, order, _), done in sorted(answers.items()):
-            verdicts[index, order].append(read_verdict(done.text))
+        read = {key: self._read(comparison, done) for key, done in sorted(answers.items())}
+        for (index, order, _), verdict in read.items():
+            verdicts[index, order].append(verdict)
         every = [verdict for found in verdicts.values() for verdict in found]
         evidence["verdicts"] = every
         margins = {}
@@ -102,20 +119,61 @@ class VerdictLabeler:
                 odd = [verdict for verdict in found if verdict not in ("A", "B")]
                 worst = max(("tie", "refusal", "unreadable"), key=odd.count)
                 evidence["tie"] = worst == "tie"
-                text = next(d.text for (i, o, _), d in sorted(answers.items())
-                            if (i, o) == (index, order) and read_verdict(d.text) == worst)  # fmt: skip
+                text = next(answers[key].text for key in read if key[:2] == (index, order) and read[key] == worst)
                 kind: Literal["refusal", "unparseable"] = "refusal" if worst == "refusal" else "unparseable"
                 message = f"no verdict ({worst}): {text.strip()[:200]!r}"
                 return Label(comparison.id, None, evidence, UnitFailure(kind, message))
             margins[index, order] = (second - first if order else first - second) / (first + second)
         return combined(comparison, margins, evidence)
 
+    @staticmethod
+    def _read(comparison: Comparison, done: Completion) -> Verdict:
+        quoted = (comparison.response_a, comparison.response_b)
+        return read_verdict(done.text, quoted, cut=done.finish == "length")
 
-def read_verdict(text: str) -> Verdict:
-    """The letter that the whole text consists of; or why it is none. A leading ``<think>`` block is skipped."""
-    text = _THOUGHT.sub("", text)
-    if found := _PLAIN.fullmatch(text):
-        return "A" if next(filter(None, found.groups())).upper() == "A" else "B"
-    if grade(text) == "refuse":
+
+def read_verdict(text: str, quoted: Sequence[str] = (), *, cut: bool = False) -> Verdict:
+    """What the judge decided, by strict rules: better no verdict than one that was guessed.
+
+    A verdict is a whole line: a letter in brackets, alone or after a few words that announce it ("The answer is (A)."),
+    with or without Markdown. It is read where the text is nothing else (then a bare letter will do too), and where a
+    longer text ends with it, or begins with it and does not name the other letter in brackets later; but not where
+    another line is a verdict for the other letter. In a longer text, a line that is in one of the ``quoted`` answers
+    may be an echo and does not count. Look-alike letters of other scripts are no letters.
+
+    A ``<think>`` block is skipped; one without an end leaves nothing to read. ``cut``: the text was cut off, so that
+    it counts only if all of it is a letter in brackets. What holds no verdict is a ``refusal``, a ``tie`` or
+    ``unreadable``.
+    """
+    _, closed, after = text.rpartition("</think>")
+    if closed:
+        text = after
+    elif "<think>" in text:
+        return "unreadable"
+    lines = [line for raw in text.splitlines() if (line := _bare(raw))]
+    if len(lines) == 1 and (found := _letter(_CLEAR, lines[0]) or (None if cut else _letter(_ALONE, lines[0]))):
+        return found
+    if len(lines) > 1 and not cut:
+        echoes = {_bare(raw) for answer in quoted for raw in answer.splitlines()}
+        said = [None if line in echoes else _letter(_CLEAR, line) for line in lines]
+        verdicts = {_letter(_CLEAR, line) or _letter(_ALONE, line) for line in lines} - {None}
+        named = {letter.upper() for letter in _NAMED.findall("\n".join(lines[1:]))}
+        if len(verdicts) == 1 and (found := said[-1] or (said[0] if named <= {said[0]} else None)):
+            return found
+    text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    if _UNDECIDED.search(text):
+        return "tie"
+    # Words against an answer are no refusal to judge it: where letters are named, only "I" refuses.
+    if _DECLINES.match(text) or (grade(text) == "refuse" and not _OPTION.search(text)):
         return "refusal"
     return "tie" if len(text) <= 200 and _TIE.search(text) else "unreadable"
+
+
+def _bare(line: str) -> str:
+    return _MARKUP.sub("", line).strip()
+
+
+def _letter(pattern: re.Pattern[str], line: str) -> Literal["A", "B"] | None:
+    if (found := pattern.fullmatch(line)) is None:
+        return None
+    return "A" if next(filter(None, found.groups())).upper() == "A" else "B"

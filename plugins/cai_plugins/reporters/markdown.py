@@ -9,6 +9,35 @@ from typing import Any
 
 from cai_plugins.reporters.words import interval, plain, signed, value
 
+AUDITED = (
+    ("accuracy", "right", "rate"),
+    ("flip_rate", "answers that change with the order", "rate"),
+    ("mass", "probability on the two options", "rate"),
+    ("mean_p_gap", "mean distance of a label from 0.5", "score"),
+    ("longer_preferred", "the longer answer is preferred", "rate"),
+    ("length_baseline", "right by always choosing the longer answer", "rate"),
+    ("brier", "Brier score", "score"),
+    ("calibration_error", "expected calibration error", "score"),
+)
+LABELLED = (
+    ("entropy", "entropy (nats; 0.693 is no opinion)", "score"),
+    ("mean_gap", "mean distance from 0.5", "score"),
+    ("mass", "probability on the two options", "rate"),
+    ("position_bias", "preference for what is shown first", "score"),
+    ("flip_rate", "answers that change with the order", "rate"),
+    ("tie_rate", "ties", "rate"),
+    ("refusal_rate", "refused by the judge", "rate"),
+    ("unreadable_rate", "unreadable", "rate"),
+    ("longer_preferred", "the longer answer is preferred", "rate"),
+    ("length_slope", "change when an answer is twice as long", "score"),
+    ("disagreement", "disagreement (standard deviation)", "score"),
+)
+AGAINST_PEOPLE = (
+    ("accuracy", "accuracy", "rate"),
+    ("calibration_error", "expected calibration error", "score"),
+    ("brier", "Brier score", "score"),
+)
+
 
 class MarkdownReporter:
     """A ``Reporter`` that writes ``report.md``: no model text in it, so nothing harmful to scroll past."""
@@ -48,11 +77,61 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
             span = f"{signed(row['difference'], unit)} [{signed(row['low'], unit)}, {signed(row['high'], unit)}]"
             lines.append(_row([row["label"], row["b"], span, f"{row['p_holm']:.3f}", str(row["n"])]))
         lines.append("")
+    lines += _judge(results["audit"], results["labels"])
+    if results["reward_models"]:
+        lines += ["## The preference model", ""]
+    for model in results["reward_models"]:
+        lines += _reward_model(model)
     lines += ["## What ran", "", _row(["stage", "component", "ok", "failed"]), _rule(4)]
     for stage in results["stages"]:
         failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
         lines.append(_row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
     return lines
+
+
+def _reward_model(model: Mapping[str, Any]) -> list[str]:
+    lines = [f"Stage **{_cell(model['stage'])}**, {_cell(model['component'])}", ""]
+    for source in model["sources"]:
+        share = value(source["share_of_loss"], "rate")
+        lines.append(f"- learnt from {source['n']} {_cell(source['name'] or 'unnamed')}, {share} of the loss")
+    heldout = model["heldout"]
+    if not heldout:
+        return [*lines, "- not measured on comparisons that it did not learn from", ""]
+    for row in heldout["differences"]:
+        known = row["low"] is not None
+        span = f" [{signed(row['low'], 'rate')}, {signed(row['high'], 'rate')}]" if known else ""
+        lines.append(
+            f"- accuracy less that of {_cell(row['label'])}: {signed(row['value'], 'rate')}{span}, n = {row['n']}"
+        )
+    head = ["held-out pairs", "n", "accuracy", "shorter wins", "longer wins", "ECE", "Brier", "loss (nats)"]
+    lines += ["", _row(head), _rule(len(head))]
+    for group in heldout["groups"]:
+        rates = [
+            f"{value(group[key]['value'], 'rate')} {interval(group[key], 'rate')}"
+            for key in ("accuracy", "shorter_wins", "longer_wins")
+        ]
+        scores = [value(group[key], "score") for key in ("calibration_error", "brier", "loss")]
+        lines.append(_row([group["name"], str(group["n"]), *rates, *scores]))
+    return [*lines, ""]
+
+
+def _judge(audit: Mapping[str, Any] | None, labels: Mapping[str, Any] | None) -> list[str]:
+    if not audit and not labels:
+        return []
+    rows = []
+    for key, name, unit in AUDITED:
+        found = (audit or {}).get(key)
+        if found and found["value"] is not None:
+            rows.append([f"audit: {name}", f"{value(found['value'], unit)} {interval(found, unit)}, n = {found['n']}"])
+    for key, name, unit in LABELLED:
+        if (labels or {}).get(key) is not None:
+            rows.append([f"labels: {name}", value(labels[key], unit) if labels else ""])
+    if labels and labels.get("human"):
+        human = labels["human"]
+        parts = [f"{name} {value(human[key], unit)}" for key, name, unit in AGAINST_PEOPLE]
+        rows.append([f"labels: against {human['n']} labels of people", ", ".join(parts)])
+    first = [] if audit else ["The labeler was never audited: nothing is known about its labels.", ""]
+    return ["## The judge", "", *first, _row(["measure", "value"]), _rule(2), *map(_row, rows), ""]
 
 
 def _row(cells: Sequence[str]) -> str:

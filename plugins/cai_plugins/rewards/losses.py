@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -17,6 +16,12 @@ def soft_bradley_terry(margin: Tensor, p: Tensor) -> Tensor:
     return -(p * logsigmoid(margin) + (1 - p) * logsigmoid(-margin))
 
 
-def brier(margin: Tensor, p: Tensor) -> Tensor:
-    """Squared distance of sigmoid(margin) from ``p``, one value per row."""
-    return (torch.sigmoid(margin) - p) ** 2
+def preference_loss(score_a: Tensor, score_b: Tensor, p: Tensor, weight: Tensor, centering: float = 0.0) -> Tensor:
+    """``weight`` times the sum of ``soft_bradley_terry`` and ``centering * (score_a + score_b) ** 2``, one value per
+    row. The second term draws the scores of a pair towards a mean of zero, which the first leaves free (Eisenstein et
+    al. 2023); it is the term of TRL's ``center_rewards_coefficient``.
+    """
+    loss = soft_bradley_terry(score_a - score_b, p)
+    if centering:
+        loss = loss + centering * (score_a + score_b) ** 2
+    return weight * loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -25,27 +26,37 @@ class PreferenceOptions(TrainingOptions):
     max_length: int = Field(
         1024, ge=16, description="tokens per conversation with answer; longer ones lose their earliest exchanges"
     )
-    helpful: Literal["builtin", "none"] = Field(
-        "builtin", description="helpfulness comparisons to add, so that refusing everything is not the best answer"
+    layers: int | None = Field(
+        None,
+        ge=0,
+        description="train the last so many layers and the score head, which costs less; 0: the head alone; null: all",
+    )
+    helpful: Literal["builtin", "none"] | Path = Field(
+        "builtin",
+        description="helpfulness comparisons to add, so that refusing everything is not the best answer; or a file: "
+        "JSON lines with prompt, chosen, rejected",
     )
     helpful_pairs: int | None = Field(
         None,
         ge=0,
         description="how many to add; null is the paper's proportion, 135,296 to 182,831, as far as there are any",
     )
-    harmless_share: float | None = Field(
+    balance: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
         None,
-        gt=0,
-        lt=1,
-        description="share of the loss that the given comparisons get against the helpful ones; null goes by count",
+        description="source -> its part of the loss, such as {ai: 1, helpful: 1}; null goes by count and weight",
+    )
+    # 0 as in the paper. TRL's documentation recommends 0.01 where centering is wanted.
+    centering: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="times the squared sum of a pair's scores is added to the loss, so that scores centre on 0",
     )
     # Our choice: the paper holds none out at this step; without it nothing is known of unseen comparisons.
     heldout: float = Field(
-        0.1, ge=0, lt=1, description="share of prompts, chosen by hash, whose comparisons only measure"
+        0.1, ge=0, lt=1, description="share of opening turns, chosen by hash, whose comparisons only measure"
     )
-    save_steps: int = Field(
-        200, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION
-    )
+    save_steps: int = Field(200, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION)
     token_budget: int = Field(
         16384, ge=1, description="padded tokens per batch when scoring", json_schema_extra=EXECUTION
     )
@@ -241,7 +252,11 @@ def ensemble_roles(options: EnsembleOptions) -> tuple[str, ...]:
 def cai_register_reward_models() -> Iterable[Component[RewardModel]]:
     """The reward models that come with cai-core."""
     yield Component(
-        "preference", PreferenceOptions, make_preference, "preference model on soft labels and helpfulness comparisons"
+        "preference",
+        PreferenceOptions,
+        make_preference,
+        "preference model on soft labels and helpfulness comparisons",
+        revision=2,
     )
     yield Component(
         "rules",

@@ -13,15 +13,18 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
-from importlib.resources import files
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Linear, Module
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from cai_core.errors import CAIError, UserError
 from cai_core.types.context import StageContext
@@ -30,15 +33,14 @@ from cai_core.types.reward import Exchange, Preference
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import Chat, drop_early_turns
+from cai_plugins._torch.checkpoints import sync
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
-from cai_plugins._torch.seeding import fraction, seed32
-from cai_plugins.rewards.losses import brier, soft_bradley_terry
+from cai_plugins._torch.seeding import seed32
+from cai_plugins.rewards.losses import preference_loss
+from cai_plugins.rewards.measure import flat, measure
+from cai_plugins.rewards.mixture import balanced, helpful_comparisons, split
 from cai_plugins.rewards.plugin import PreferenceOptions
-
-HELPFUL = "helpful"
-PAPER_HELPFUL = 135_296 / 182_831
-"""Helpfulness comparisons per harmlessness comparison in the paper (section 4.2)."""
 
 
 class PreferenceModel:
@@ -54,38 +56,54 @@ class PreferenceModel:
         self._model: Any = None
         self._chat: Chat | None = None
         self._limit = options.max_length
+        self._cut: Counter[str] = Counter()  # what ``_encode`` had to leave out
 
     # training ----------------------------------------------------------------------------------------------------
 
     def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:
-        """See ``RewardModel``. Identical pairs are left out and counted: no margin could tell them apart."""
+        """See ``RewardModel``. Identical pairs are left out and counted: no margin could tell them apart. ``model``
+        is a causal model or a reward model, whose score head is then kept.
+
+        A restart continues from the last whole checkpoint and ends with the same weights, bit for bit on the same
+        machine and thread count.
+        """
         options = self.options
         _check(preferences)
         self._limit = min(options.max_length, context_length(model))
         tokenizer = load_tokenizer(model)
         self._chat = Chat(tokenizer, model)
         distinct = [p for p in preferences if p.response_a != p.response_b]
-        heldout = [p for p in distinct if fraction("heldout", _text(p.prompt)) < options.heldout]
-        given = [p for p in distinct if fraction("heldout", _text(p.prompt)) >= options.heldout]
-        if not given:  # a handful of prompts, and the hash took them all
-            given, heldout = distinct, []
-        if not given:
+        if not distinct:
             raise UserError(
                 f"no comparison to learn from: {len(preferences)} given, all of them with two identical answers",
                 where="reward_model",
             )
-        mixture = balanced(given, self._helpful(len(given)), options.harmless_share)
+        helpful, there = helpful_comparisons(options.helpful, options.helpful_pairs, len(distinct), self.context.seed)
+        _check(helpful)
+        added = [p for p in helpful if p.response_a != p.response_b]
+        (given, heldout), (more, heldout_more) = split(distinct, options.heldout), split(added, options.heldout)
+        if not given:  # a handful of prompts, and the hash took them all
+            given, more, heldout, heldout_more = distinct, added, [], []
+        heldout += heldout_more
+        mixture = balanced([*given, *more], options.balance)
+        self._cut = Counter()
         rows = [self._row(p) for p in mixture]
+        cut = dict(self._cut)
 
-        classifier = load_classifier(model, self.context.device)
+        classifier, new = load_classifier(model, self.context.device)
         _set_pad_token(classifier, tokenizer, [row["a"][-1] for row in rows] + [row["b"][-1] for row in rows])
         seed = seed32(self.context.seed, "reward")
-        _init_head(classifier, seed)
+        if new:
+            _init_head(classifier, seed)
         set_seed(seed)
-        lora = lora_config(options.lora, "SEQ_CLS")
         folder = self.context.workdir / f"preference-{_identity(model, rows)}"
-        trainer = _Trainer(
-            model=get_peft_model(classifier, lora) if lora else classifier,
+        learner = _trainable(classifier, options, model)
+        if options.layers == 0:
+            rows = self._read_once(classifier, rows, folder / "states.safetensors")
+            learner = _HeadAlone(classifier.score)
+            options = options.model_copy(update={"gradient_checkpointing": False})  # there is nothing to recompute
+        trainer = PreferenceTrainer(
+            model=learner,
             args=TrainingArguments(
                 **arguments(
                     self.context,
@@ -96,25 +114,30 @@ class PreferenceModel:
                     micro=self.micro,
                     save=options.save_steps,
                 ),
-                num_train_epochs=options.epochs,
+                num_train_epochs=1,  # ``in_batches`` repeats the rows
+                train_sampling_strategy="sequential",
                 remove_unused_columns=False,
             ),
-            train_dataset=rows,
-            data_collator=_Collator(tokenizer.pad_token_id),
+            train_dataset=in_batches(rows, options.epochs, options.batch_size, self.context.seed),
+            data_collator=Collator(tokenizer.pad_token_id),
+            centering=options.centering,
         )
         log = run(trainer, self.context, folder, "optimizer steps")
-        self._model = save_merged(trainer.model, tokenizer, out)
+        self._model = save_merged(classifier if options.layers == 0 else trainer.model, tokenizer, out)
         settings = {"max_length": self._limit, "form": "chat"}
         (out / "preference.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
         steps = curve(log, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
         tail = steps[len(steps) // 2 :]
+        everything = [*preferences, *helpful]
         counts = {
             "comparisons": len(given),
-            "comparisons_helpful": len(mixture) - len(given),
-            "comparisons_identical": len(preferences) - len(distinct),
-            "answers_empty": sum(not text.strip() for p in preferences for text in (p.response_a, p.response_b)),
-            "comparisons_undecided": sum(p.p_a == 0.5 for p in given),
+            "comparisons_helpful": len(more),
+            "comparisons_identical": len(everything) - len(distinct) - len(added),
+            "answers_empty": sum(not text.strip() for p in everything for text in (p.response_a, p.response_b)),
+            "comparisons_undecided": sum(p.p_a == 0.5 for p in mixture),
+            "answers_shortened": cut.get("shortened", 0),
+            "answers_cut": cut.get("cut", 0),
             "steps": trainer.state.global_step,
             "heldout_n": len(heldout),
         }
@@ -123,30 +146,35 @@ class PreferenceModel:
         seen = [row["accuracy"] for row in tail if "accuracy" in row]
         if seen:
             metrics["accuracy_second_half"] = sum(seen) / len(seen)
-        metrics |= self._measure(heldout)
-        return TrainResult(metrics=metrics, curve=steps, notes=self._notes(counts, len(preferences)))
+        extra: dict[str, Any] = {"sources": _sources(mixture), "heldout": None}
+        if heldout:
+            extra["heldout"] = measure(heldout, self._margins(heldout))
+            metrics |= flat(extra["heldout"])
+        notes = _notes(counts, len(everything), 2 * len(rows), self._limit)
+        if len(helpful) < there:
+            notes.append(f"{len(helpful)} of {there} helpfulness comparisons were taken; `helpful_pairs` sets how many")
+        return TrainResult(metrics=metrics, curve=steps, notes=notes, extra=extra)
 
-    def _helpful(self, given: int) -> list[Preference]:
-        """Built-in helpfulness comparisons with p = 1 on the better answer, which is A or B at random."""
-        options = self.options
-        if options.helpful == "none":
-            return []
-        text = files("cai_plugins.rewards").joinpath("data/helpful_pairs.jsonl").read_text(encoding="utf-8")
-        pairs = [json.loads(line) for line in text.splitlines() if line.strip()]
-        wanted = round(given * PAPER_HELPFUL) if options.helpful_pairs is None else options.helpful_pairs
-        if options.helpful_pairs is not None and wanted > len(pairs):
-            raise UserError(
-                f"{wanted} helpfulness comparisons wanted and {len(pairs)} built in", where="reward_model.helpful_pairs"
-            )
-        rng = random.Random(seed32(self.context.seed, "helpful"))
-        chosen = rng.sample(pairs, min(wanted, len(pairs)))
-        result = []
-        for pair in chosen:
-            first = rng.random() < 0.5
-            a, b = (pair["chosen"], pair["rejected"]) if first else (pair["rejected"], pair["chosen"])
-            prompt = (Message("user", pair["prompt"]),)
-            result.append(Preference(pair["id"], prompt, a, b, 1.0 if first else 0.0, source=HELPFUL))
-        return result
+    def _read_once(self, classifier: Any, rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+        """The rows with the final hidden state at the end of each answer in place of its tokens. Where the score head
+        alone learns, the states stay as they are through all passes. They are kept in ``path`` for a restart."""
+        if not path.is_file():
+            texts = [row[side] for row in rows for side in ("a", "b")]
+            found: dict[int, Tensor] = {}
+            classifier.eval()
+            for chosen, ids, mask in self._batches(texts, classifier):
+                with torch.inference_mode():
+                    states = classifier.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+                    ends = states[torch.arange(len(chosen)), mask.sum(1) - 1].float().cpu()
+                found.update(zip(chosen, ends, strict=True))
+                self.context.progress.update(len(found), len(texts), "answers read once")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            save_file({"states": torch.stack([found[i] for i in range(len(texts))])}, temporary)
+            sync(temporary)
+            temporary.replace(path)
+        states = load_file(path)["states"]
+        return [{**row, "a": a, "b": b} for row, a, b in zip(rows, states[::2], states[1::2], strict=True)]
 
     def _row(self, preference: Preference) -> dict[str, Any]:
         return {
@@ -156,31 +184,10 @@ class PreferenceModel:
             "weight": preference.weight,
         }
 
-    def _measure(self, heldout: Sequence[Preference]) -> dict[str, float]:
-        if not heldout:
-            return {}
-        scores = self.score(
-            [Exchange(p.id, p.prompt, text) for p in heldout for text in (p.response_a, p.response_b)]
-        )
-        margin = torch.tensor(scores).view(-1, 2).diff(dim=1).neg().flatten()
-        p = torch.tensor([p.p_a for p in heldout])
-        metrics = {"heldout_brier": brier(margin, p).mean().item()}
-        decided = p != 0.5
-        if decided.any():
-            metrics["heldout_accuracy"] = _right(margin[decided], p[decided]).mean().item()
-        return metrics
-
-    def _notes(self, counts: dict[str, int], total: int) -> list[str]:
-        notes = []
-        if counts["comparisons_identical"]:
-            notes.append(f"{counts['comparisons_identical']} of {total} comparisons left out: identical answers")
-        if counts["answers_empty"]:
-            notes.append(f"{counts['answers_empty']} of {2 * total} answers are empty; they were scored like others")
-        if not counts["heldout_n"]:
-            notes.append("no comparison was held out: the preference model was not measured on unseen ones")
-        elif counts["heldout_n"] < 30:
-            notes.append(f"held out: {counts['heldout_n']} comparisons, too few to tell good from bad")
-        return notes
+    def _margins(self, pairs: Sequence[Preference]) -> list[float]:
+        exchanges = [Exchange(p.id, p.prompt, text) for p in pairs for text in (p.response_a, p.response_b)]
+        scores = self.score(exchanges)
+        return [a - b for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
     # scoring -----------------------------------------------------------------------------------------------------
 
@@ -191,29 +198,32 @@ class PreferenceModel:
         limit = json.loads(settings.read_text(encoding="utf-8"))["max_length"] if settings.is_file() else None
         self._limit = limit or min(self.options.max_length, context_length(path))
         self._chat = Chat(load_tokenizer(path), path)
-        self._model = load_classifier(path, self.context.device).eval()
+        self._model = load_classifier(path, self.context.device)[0].eval()
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See ``RewardModel``. Batches are of like length; raises ``CAIError`` on a score that is not finite."""
         if self._model is None or self._chat is None:
             raise CAIError("the reward model was neither fitted nor loaded")
         encoded = [self._encode(exchange.prompt, exchange.response) for exchange in exchanges]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
         scores = [math.nan] * len(encoded)
-        while order:
-            size = max(1, self.options.token_budget // len(encoded[order[0]]))
-            batch, order = order[:size], order[size:]
-            ids, mask = _pad([encoded[i] for i in batch], self._model.config.pad_token_id)
+        for chosen, ids, mask in self._batches(encoded, self._model):
             with torch.inference_mode():
-                logits = self._model(
-                    input_ids=ids.to(self._model.device), attention_mask=mask.to(self._model.device), use_cache=False
-                ).logits[:, 0]
-            for i, value in zip(batch, logits.float().tolist(), strict=True):
+                logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+            for i, value in zip(chosen, logits.float().tolist(), strict=True):
                 scores[i] = value
         for exchange, value in zip(exchanges, scores, strict=True):
             if not math.isfinite(value):
                 raise CAIError(f"the reward model's score of {exchange.id!r} is {value}")
         return scores
+
+    def _batches(self, encoded: Sequence[Sequence[int]], model: Any) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Texts of like length, at most ``token_budget`` padded tokens of them: their places, tokens and mask."""
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
+        while order:
+            size = max(1, self.options.token_budget // len(encoded[order[0]]))
+            chosen, order = order[:size], order[size:]
+            ids, mask = _pad([encoded[i] for i in chosen], model.config.pad_token_id)
+            yield chosen, ids.to(model.device), mask.to(model.device)
 
     def _encode(self, prompt: Conversation, response: str) -> list[int]:
         """The conversation with its answer. Too long: without its earliest exchanges, at last without the
@@ -224,16 +234,19 @@ class PreferenceModel:
             (*prompt, Message("assistant", response)), self._limit, lambda turns: len(chat.ids(turns))
         )
         ids = chat.ids(messages)
+        self._cut["shortened"] += fits and len(messages) <= len(prompt)
+        self._cut["cut"] += not fits
         return ids if fits else ids[-self._limit :]
 
 
-class _Trainer(Trainer):
+class PreferenceTrainer(Trainer):
     """Adds up the weighted loss over the rows of the whole batch, so that micro-batches do not change it."""
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, centering: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.centering = centering
         self.model_accepts_loss_kwargs = True  # has Trainer count the rows: the entries of ``labels``
         self._seen: list[Tensor] = []
 
@@ -243,10 +256,10 @@ class _Trainer(Trainer):
         """Mean over the batch's rows of weight times loss."""
         p, weight = inputs["labels"], inputs["weight"]
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        score_a, score_b = output.logits[:, 0].float().chunk(2)
-        margin = score_a - score_b
-        loss = (weight * soft_bradley_terry(margin, p)).sum() / num_items_in_batch
-        self._seen.append(torch.stack([margin.detach(), p]).cpu())
+        scores = output.logits[:, 0]
+        score_a, score_b = scores.to(torch.promote_types(scores.dtype, torch.float32)).chunk(2)
+        loss = preference_loss(score_a, score_b, p, weight, self.centering).sum() / num_items_in_batch
+        self._seen.append(torch.stack([(score_a - score_b).detach(), p]).cpu())
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -261,13 +274,30 @@ class _Trainer(Trainer):
         super().log(logs, start_time)
 
 
-class _Collator:
+class _HeadAlone(Module):
+    """The score head, reading states that were computed before."""
+
+    def __init__(self, score: Module) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, input_ids: Tensor, **_: Any) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.score(input_ids))
+
+
+class Collator:
+    """Rows of ``in_batches`` as tensors."""
+
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """All A sides, then all B sides."""
-        ids, mask = _pad([row["a"] for row in rows] + [row["b"] for row in rows], self.pad_id)
+        """All A sides, then all B sides: tokens, or the states of ``_read_once``."""
+        sides = [row["a"] for row in rows] + [row["b"] for row in rows]
+        if isinstance(sides[0], Tensor):
+            ids, mask = torch.stack(sides), torch.ones(len(sides), 1)
+        else:
+            ids, mask = _pad(sides, self.pad_id)
         return {
             "input_ids": ids,
             "attention_mask": mask,
@@ -276,22 +306,83 @@ class _Collator:
         }
 
 
-def balanced(
-    given: Sequence[Preference], helpful: Sequence[Preference], harmless_share: float | None
-) -> list[Preference]:
-    """All rows, with weights scaled to a mean of 1 and, with ``harmless_share``, to that share for ``given``.
+def in_batches(rows: Sequence[dict[str, Any]], epochs: int, batch: int, seed: int) -> list[dict[str, Any]]:
+    """The rows of all epochs in the order in which they are learnt: shuffled in each epoch by ``seed``, and by falling
+    length within each ``batch``.
 
-    Collective Constitutional AI had to weigh harmlessness down: its first models apologised for nothing.
+    The batches are random ones. Only their micro-batches are of like length, which saves padding and changes nothing
+    else, since the gradients of a batch are added up. All order is in the list: a restart finds its place by counting.
     """
-    total = len(given) + len(helpful)
-    sums = sum(p.weight for p in given), sum(p.weight for p in helpful)
-    share = harmless_share if harmless_share is not None and helpful else sums[0] / sum(sums)
-    factors = share * total / sums[0], (1 - share) * total / sums[1] if helpful else 0.0
-    return [_weighted(p, p.weight * factors[0]) for p in given] + [_weighted(p, p.weight * factors[1]) for p in helpful]
+    order = []
+    for epoch in range(epochs):
+        indices = list(range(len(rows)))
+        random.Random(seed32(seed, "order", epoch)).shuffle(indices)
+        order += [rows[i] for i in indices]
+    parts = [order[start : start + batch] for start in range(0, len(order), batch)]
+    return [row for part in parts for row in sorted(part, key=lambda row: -max(len(row["a"]), len(row["b"])))]
 
 
-def _weighted(p: Preference, weight: float) -> Preference:
-    return Preference(p.id, p.prompt, p.response_a, p.response_b, p.p_a, p.source, weight)
+def _trainable(classifier: Any, options: PreferenceOptions, path: Path) -> Any:
+    """With adapters, or with all weights; in the last ``layers`` layers and the score head alone if so wanted."""
+    depth = classifier.config.get_text_config().num_hidden_layers
+    if options.layers is None:
+        layers = None
+    elif options.layers <= depth:
+        layers = range(depth - options.layers, depth)
+    else:
+        raise UserError(
+            f"{options.layers} layers to be trained, and the model has {depth}",
+            where="reward_model.layers",
+            hint=str(path),
+        )
+    blocks = None if layers is None else [classifier.base_model.layers[i] for i in layers]
+    if options.lora and blocks != []:
+        inside = None if blocks is None else {id(module) for block in blocks for module in block.modules()}
+        linear = None
+        if inside is not None:
+            linear = [name for name, m in classifier.named_modules() if isinstance(m, Linear) and id(m) in inside]
+        return get_peft_model(classifier, lora_config(options.lora, "SEQ_CLS", linear))
+    if blocks is not None:
+        classifier.requires_grad_(False)
+        for part in (classifier.score, *blocks):
+            part.requires_grad_(True)
+    return classifier
+
+
+def _sources(mixture: Sequence[Preference]) -> list[dict[str, Any]]:
+    """Comparisons to learn from by source, and their share of the summed weights."""
+    total = math.fsum(p.weight for p in mixture)
+    counts = Counter(p.source for p in mixture)
+    return [
+        {
+            "name": source,
+            "n": count,
+            "share_of_loss": math.fsum(p.weight for p in mixture if p.source == source) / total,
+        }
+        for source, count in sorted(counts.items())
+    ]
+
+
+def _notes(counts: dict[str, int], total: int, answers: int, limit: int) -> list[str]:
+    notes = []
+    if counts["comparisons_identical"]:
+        notes.append(f"{counts['comparisons_identical']} of {total} comparisons left out: identical answers")
+    if counts["answers_empty"]:
+        notes.append(f"{counts['answers_empty']} of {2 * total} answers are empty; they were scored like others")
+    if counts["comparisons_undecided"]:
+        notes.append(f"{counts['comparisons_undecided']} labels are 0.5: learnt from, and no part of any accuracy")
+    if counts["answers_shortened"]:
+        notes.append(f"{counts['answers_shortened']} of {answers} conversations lost early turns to fit {limit} tokens")
+    if counts["answers_cut"]:
+        notes.append(
+            f"{counts['answers_cut']} of {answers} conversations lost the beginning of their last exchange: it is "
+            f"longer than {limit} tokens"
+        )
+    if not counts["heldout_n"]:
+        notes.append("no comparison was held out: the preference model was not measured on unseen ones")
+    elif counts["heldout_n"] < 30:
+        notes.append(f"held out: {counts['heldout_n']} comparisons, too few to tell good from bad")
+    return notes
 
 
 def _check(preferences: Sequence[Preference]) -> None:
@@ -339,10 +430,6 @@ def _pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tenso
 def _right(margin: Tensor, p: Tensor) -> Tensor:
     """1 where the sign agrees with the label, 0.5 on a tie."""
     return torch.where(margin == 0, 0.5, ((margin > 0) == (p > 0.5)).float())
-
-
-def _text(prompt: Conversation) -> str:
-    return "\x1e".join(f"{m.role}\x1f{m.content}" for m in prompt)
 
 
 def _identity(model: Path, rows: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,250 @@
+"""What a reader must know about a set of labels, and about the labeler that gave them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cai_core.calibration import accuracy, brier, calibration_error, length_slope
+from cai_core.store.artifacts import Artifact
+
+CHANCE = 0.5  # two options
+# Our choices. A judge whose choice changes with the order more often than not judges the order; labels that follow
+# length in nine of ten pairs are a ruler's; under half of the mass on the letters the judge wants to say something
+# else; and a fifth of pairs without a label is no longer a random part. Fewer pairs than 20 show none of it.
+MOST_FLIPS = 0.5
+MOST_LENGTH = 0.9
+LEAST_MASS = 0.5
+MOST_FAILED = 0.2
+LEAST_PAIRS = 20
+LEAST_GAP = 0.01  # mean distance from 0.5; a label of 0.51 moves a preference model as little as 0.5 does
+
+SHOWN = (
+    ("entropy", "entropy (nats; 0.693 says nothing)", "{:.3f}"),
+    ("mean_gap", "mean distance of a label from 0.5", "{:.4f}"),
+    ("mass", "probability on the two letters", "{:.1%}"),
+    ("position_bias", "position bias (0: none)", "{:+.3f}"),
+    ("flip_rate", "answers that change with the order", "{:.1%}"),
+    ("tie_rate", "ties", "{:.1%}"),
+    ("refusal_rate", "refused by the judge", "{:.1%}"),
+    ("unreadable_rate", "unreadable", "{:.1%}"),
+    ("longer_preferred", "the longer answer is preferred", "{:.1%}"),
+    ("length_slope", "change of p when twice as long", "{:+.4f}"),
+    ("disagreement", "disagreement (standard deviation)", "{:.4f}"),
+)
+
+
+def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The statistics of labelled pairs (rows of ``labels.parquet``); each is null where nothing is known.
+
+    n: labels. failed: pairs without one, by kind. equal_answers: pairs whose answers are the same; what follows is of
+    the others, since nothing can be preferred to itself. entropy: mean binary entropy in nats (0.693 = no opinion).
+    mean_p, mean_gap: mean of P(A preferred) and of its distance from 0.5. mass: mean probability on the two letters.
+    position_bias: mean of P(first shown preferred) - 0.5. flip_rate: share of pairs, asked in both orders, whose
+    preferred answer changes with the order; an order without a preference changes nothing. tie_rate, refusal_rate,
+    unreadable_rate: of all comparisons that were judged, those whose judge called a tie (a label of exactly 0.5
+    counts too), refused, or could not be read. longer_preferred: share of labels other than 0.5, answers of unequal
+    length, that prefer the longer one. length_slope: change of p when an answer is twice as long as the other.
+    disagreement: mean standard deviation over the principles or members of one comparison.
+
+    by_principle: for each its number of labels, mean_gap, flip_rate (null where several principles judged together),
+    agreement (share of pairs, judged by several principles, where its own preference is that of the label), and
+    human_accuracy. human: n, accuracy, calibration_error and brier against people's labels.
+    """
+    everything, rows = rows, [row for row in rows if row["a"] is None or row["a"] != row["b"]]
+    labelled = [row for row in rows if row.get("p_a") is not None]
+    failed = Counter(row["failure"]["kind"] for row in everything if row.get("failure"))
+    # A pair that failed before it came to the judge has no evidence; the judge is not to blame for it.
+    judged = [row for row in rows if row.get("p_a") is not None or row.get("evidence") is not None]
+    ties = [row["p_a"] == 0.5 if row.get("p_a") is not None else _said_tie(row) for row in judged]
+    unreadable = [_failed(row, "unparseable") and not _said_tie(row) for row in judged]
+    preferring = [row for row in labelled if row["p_a"] != 0.5 and len(row["a"]) != len(row["b"])]
+    p, a, b = ([row[key] for row in labelled] for key in ("p_a", "a", "b"))
+    return {
+        "n": sum(row.get("p_a") is not None for row in everything),
+        "equal_answers": len(everything) - len(rows),
+        "failed": dict(sorted(failed.items())),
+        "entropy": _mean([_entropy(value) for value in p]),
+        "mean_p": _mean(p),
+        "mean_gap": _mean([abs(value - 0.5) for value in p]),
+        "mass": _mean([row["evidence"]["mass"] for row in labelled if "mass" in _evidence(row)]),
+        "position_bias": _mean([bias for row in labelled if (bias := _bias(row)) is not None]),
+        "flip_rate": _mean([flip for row in labelled if (flip := _flip(row)) is not None]),
+        "tie_rate": _mean(ties),
+        "refusal_rate": _mean([_failed(row, "refusal") for row in judged]),
+        "unreadable_rate": _mean(unreadable),
+        "longer_preferred": _mean([(row["p_a"] > 0.5) == (len(row["a"]) > len(row["b"])) for row in preferring]),
+        "length_slope": length_slope(p, a, b),
+        "disagreement": _mean(
+            [row["evidence"]["disagreement"] for row in labelled if "disagreement" in _evidence(row)]
+        ),
+        "by_principle": list(_by_principle(labelled)),
+        "human": _against_people([(row["p_a"], row) for row in labelled]),
+    }
+
+
+def label_warnings(statistics: Mapping[str, Any]) -> list[str]:
+    """What in these statistics should stop a reader, one sentence each; the thresholds are at the top of this file."""
+    n, failed = statistics["n"], sum(statistics["failed"].values())
+    found = []
+    if not n:
+        return ["No pair has a label."] if failed else []
+    if failed > MOST_FAILED * (n + failed):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in statistics["failed"].items())
+        found.append(f"{failed} of {n + failed} pairs have no label ({kinds}); the others may be a biased part.")
+    if n - statistics["equal_answers"] < LEAST_PAIRS:
+        return found
+    flips, bias, longer = (statistics[key] for key in ("flip_rate", "position_bias", "longer_preferred"))
+    if flips is not None and flips > MOST_FLIPS:
+        place = "first" if (bias or 0) > 0 else "second"
+        found.append(
+            f"The judge goes by position: its answer changes with the order in {flips:.0%} of the pairs "
+            f"(it likes what is shown {place})."
+        )
+    elif flips is None and bias is not None and abs(bias) > MOST_FLIPS / 2:
+        found.append(f"The judge goes by position ({bias:+.2f}), and only one order was asked: set `swap: true`.")
+    if longer is not None and not 1 - MOST_LENGTH < longer < MOST_LENGTH:
+        which = "longer" if longer > 0.5 else "shorter"
+        found.append(f"The labels follow length: the {which} answer is preferred in {max(longer, 1 - longer):.0%}.")
+    if statistics["mean_gap"] < LEAST_GAP:
+        found.append(f"The labels say next to nothing: they are {statistics['mean_gap']:.4f} away from 0.5 on average.")
+    if statistics["mass"] is not None and statistics["mass"] < LEAST_MASS:
+        found.append(
+            f"Only {statistics['mass']:.0%} of the judge's probability is on the two letters: it wants to say "
+            "something else; try the other `format`."
+        )
+    return found
+
+
+def statistics_lines(statistics: Mapping[str, Any], *, principles: bool = True) -> Iterator[str]:
+    """The statistics for a terminal; ``principles``: each of them too."""
+    reasons = ", ".join(f"{count} {kind}" for kind, count in statistics["failed"].items())
+    equal = statistics["equal_answers"]
+    yield f"{statistics['n']} labels" + (f"; without one: {reasons}" if reasons else "")
+    if equal:
+        yield f"  pairs with equal answers, left out below: {equal}"
+    for key, name, form in SHOWN:
+        if statistics.get(key) is not None:
+            yield f"  {name:<40} {form.format(statistics[key])}"
+    if human := statistics["human"]:
+        parts = [f"accuracy {human['accuracy']:.1%}"] if human["accuracy"] is not None else []
+        parts += [f"calibration error {human['calibration_error']:.3f}", f"Brier {human['brier']:.3f}"]
+        yield f"  {'against ' + str(human['n']) + ' labels of people':<40} {', '.join(parts)}"
+    for entry in statistics["by_principle"] if principles else ():
+        parts = [f"n {entry['n']}", f"distance from 0.5 {entry['mean_gap']:.4f}"]
+        for key, name in (("agreement", "agrees with the label"), ("human_accuracy", "accuracy")):
+            if entry[key] is not None:
+                parts.append(f"{name} {entry[key]:.1%}")
+        yield f"  {entry['id']:<40} {', '.join(parts)}"
+
+
+# the audit -----------------------------------------------------------------------------------------------------------
+
+
+def by_people(components: Iterable[str]) -> bool:
+    """Whether the components (full ids) of a stage ``label`` read people's labels from a file: then there is no judge
+    to audit."""
+    return "cai-core/human" in components
+
+
+def audit_verdict(accuracy: Mapping[str, Any]) -> str:
+    """Is the judge better than a coin? Only an interval that excludes 50 % says so. ``accuracy``: the metric."""
+    if accuracy["low"] is None:
+        return "at chance"
+    if accuracy["low"] > CHANCE:
+        return "above chance"
+    return "below chance" if accuracy["high"] < CHANCE else "at chance"
+
+
+def audit_accuracy(artifact: Artifact) -> dict[str, Any]:
+    """The metric ``audit.accuracy`` of an audit's artifact, with its ``verdict``."""
+    metrics = json.loads((artifact.path / "metrics.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = next(metric for metric in metrics if metric["id"] == "audit.accuracy")
+    return {**found, "verdict": audit_verdict(found)}
+
+
+def audit_flag(accuracy: Mapping[str, Any]) -> str | None:
+    """The warning that a labeler deserves, or None where it is above chance."""
+    if accuracy["verdict"] == "above chance":
+        return None
+    if accuracy["value"] is None:
+        return f"the labeler could not be measured: all {accuracy['failed']} comparisons of the audit failed"
+    failed = f", {accuracy['failed']} failed" if accuracy["failed"] else ""
+    return (
+        f"the labeler is {accuracy['verdict']}: right in {accuracy['value']:.1%} "
+        f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}] of {accuracy['n']} comparisons with a known answer{failed}. "
+        "Nothing shows that its labels carry a signal; use a larger judge"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _by_principle(labelled: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    groups: dict[str, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
+    for row in labelled:
+        own = _evidence(row).get("by_principle") or {}
+        for principle in row.get("principles") or ():
+            groups[principle].append((own.get(principle, row["p_a"]), row))
+    for principle, group in sorted(groups.items()):
+        together = [(p, row["p_a"]) for p, row in group if len(row["principles"]) > 1 and row["p_a"] != 0.5]
+        alone = [row for _, row in group if len(row["principles"]) == 1]
+        yield {
+            "id": principle,
+            "n": len(group),
+            "mean_gap": _mean([abs(p - 0.5) for p, _ in group]),
+            "flip_rate": _mean([flip for row in alone if (flip := _flip(row)) is not None]),
+            "agreement": accuracy([p for p, _ in together], [p for _, p in together]),
+            "human_accuracy": (_against_people(group) or {}).get("accuracy"),
+        }
+
+
+def _against_people(labels: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any] | None:
+    known = [(p, row["evidence"]["human"]) for p, row in labels if "human" in _evidence(row)]
+    if not known:
+        return None
+    p, target = [p for p, _ in known], [t for _, t in known]
+    return {
+        "n": len(known),
+        "accuracy": accuracy(p, target),
+        "calibration_error": calibration_error(p, target),
+        "brier": brier(p, target),
+    }
+
+
+def _evidence(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("evidence") or {}
+
+
+def _failed(row: Mapping[str, Any], kind: str) -> bool:
+    return bool(row.get("failure")) and row["failure"]["kind"] == kind
+
+
+def _said_tie(row: Mapping[str, Any]) -> bool:
+    return bool(_evidence(row).get("tie"))
+
+
+def _bias(row: Mapping[str, Any]) -> float | None:
+    evidence = _evidence(row)
+    first = [float(evidence["p_a_first"])] if "p_a_first" in evidence else []
+    if "p_a_second" in evidence:  # A was shown second
+        first.append(1 - float(evidence["p_a_second"]))
+    return sum(first) / len(first) - 0.5 if first else None
+
+
+def _flip(row: Mapping[str, Any]) -> bool | None:
+    evidence = _evidence(row)
+    if "p_a_first" not in evidence or "p_a_second" not in evidence:
+        return None
+    return bool((float(evidence["p_a_first"]) - 0.5) * (float(evidence["p_a_second"]) - 0.5) < 0)
+
+
+def _entropy(p: float) -> float:
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

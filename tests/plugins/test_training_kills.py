@@ -1,0 +1,54 @@
+"""A training that is killed with SIGKILL at a random moment and started again ends with the weights of one that ran
+through."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training import same
+
+from cai_core.testing.tiny import tiny_model
+
+STEPS = 12
+
+
+def start(kind: str, model: Path, workdir: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(Path(__file__).parent / "train_child.py"), kind, str(model), str(workdir), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def steps(process: subprocess.Popen[str]) -> list[int]:
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    return [int(line.split()[1]) for line in output.splitlines() if line.startswith("step ")]
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+def test_killed_and_started_again_it_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "tiny")
+    assert steps(start(kind, model, tmp_path / "w1", tmp_path / "straight")) == list(range(1, STEPS + 1))
+    seed = int.from_bytes(os.urandom(4), "big")
+    rng = random.Random(seed)
+    at, delay = rng.randrange(2, STEPS - 1), rng.uniform(0, 0.05)
+    process = start(kind, model, tmp_path / "w2", tmp_path / "out")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == f"step {at}":
+            break
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL, "it was killed before its end"
+    again = steps(start(kind, model, tmp_path / "w2", tmp_path / "out"))
+    assert again[0] > 1, f"it went on instead of starting anew (seed {seed}: killed {delay:.3f} s after step {at})"
+    assert again[-1] == STEPS
+    assert same(tmp_path / "straight", tmp_path / "out"), f"seed {seed}: killed {delay:.3f} s after step {at}"

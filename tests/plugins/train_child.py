@@ -1,0 +1,50 @@
+"""A training in a process of its own, to be killed. ``python train_child.py KIND MODEL WORKDIR OUT`` prints steps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from training import Context, turns
+
+from cai_core.types.reward import Preference
+from cai_core.types.trainer import Example
+
+
+def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
+    context = Context(workdir)
+    report = context.progress.update
+
+    def update(done: int, total: int, note: str = "") -> None:
+        report(done, total, note)
+        print(f"step {done}", flush=True)
+
+    context.progress.update = update  # type: ignore[method-assign]
+    if kind == "sft":
+        from cai_plugins.trainers.plugin import SFTOptions, make_sft
+
+        examples = [
+            Example(f"e{i}", turns(f"How do I bake {i} loaves?", f"Mix flour {i} times." * (1 + i % 3)))
+            for i in range(24)
+        ]
+        options = SFTOptions(learning_rate=1e-2, batch_size=4, save_steps=1, epochs=2)
+        make_sft(options, context).train(model, examples, out)
+    else:
+        from cai_plugins.rewards.plugin import PreferenceOptions, make_preference
+
+        pairs = [
+            Preference(
+                f"c{i}", turns(f"How do I bake {i} loaves?"), "Mix flour. " * (1 + i % 4), "No.", 0.4 + 0.1 * (i % 5)
+            )
+            for i in range(24)
+        ]
+        preference = PreferenceOptions(
+            learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2, helpful="none", heldout=0
+        )
+        make_preference(preference, context).fit(model, pairs, out)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(sys.argv[1], *map(Path, sys.argv[2:5]))
