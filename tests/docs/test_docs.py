@@ -173,6 +173,7 @@ def test_yaml_blocks_that_that_are_recipes_resolve(page: Path, tmp_path: Path) -
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")
         (tmp_path / "my-prompts.jsonl").write_text('{"prompt": "Hello?"}\n', encoding="utf-8")
+        (tmp_path / "pairs.jsonl").write_text('{"prompt": "Hello?", "a": "Yes.", "b": "No."}\n', encoding="utf-8")
         file = load_recipe(str(path))
         build_graph(file, Resolver(registry), load_constitution(file.recipe.constitution, file.folder))
 
