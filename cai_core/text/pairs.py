@@ -23,7 +23,9 @@ MAX_LINE_BYTES = 10_000_000  # our choice: a line is a conversation, not a libra
 # The authors' evaluations (their repository ConstitutionalHarmlessnessPaper) are finished multiple-choice prompts.
 _CHOICE = re.compile(
     r"\s*Consider the following conversation between a human and an assistant:(?P<turns>\n\nHuman:.*?)\n\n\n"
-    r"(?P<question>[^\n]*) Options:\n \(A\) (?P<a>.*)\n \(B\) (?P<b>.*?)(?:\n\nThe answer is:)?\s*",
+    r"[^\n]* Options:\n \(A\) "
+    r"(?:\[\[\[(?P<a>.*?)\]\]\]\n \(B\) \[\[\[(?P<b>.*)\]\]\]|(?P<bare_a>.*?)\n \(B\) (?P<bare_b>.*?))"
+    r"(?:\n\nThe answer is:)?\s*",
     re.DOTALL,
 )
 
@@ -161,7 +163,7 @@ def _choice(row: Mapping[str, Any]) -> dict[str, Any]:
         letters.append({str(value).strip().strip("()") for value in given})
     if letters not in ([{"A"}, {"B"}], [{"B"}, {"A"}]):
         raise ValueError("`corrects` must be one of (A) and (B), and `incorrects` the other")
-    a, b = (found[key].strip().removeprefix("[[[").removesuffix("]]]") for key in ("a", "b"))
+    a, b = (found[key] if found["a"] is not None else found[f"bare_{key}"] for key in ("a", "b"))
     extra = {key: row[key] for key in ("id", "category") if key in row}
     return {**extra, "prompt": found["turns"], "a": a, "b": b, "p_a": float(letters[0] == {"A"})}
 
