@@ -84,7 +84,7 @@ def show_command(name: str, as_json: bool, template: str | None, principle: str 
             ("comparison", each.comparison),
         ):
             if text:
-                click.echo(clean(f"   {label}: {text}"))
+                click.echo(clean(f"   {label}: {text}").replace("\n", "\n      "))  # a text cannot pose as another
 
 
 @command.command("lint")

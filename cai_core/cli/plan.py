@@ -21,10 +21,11 @@ def command(
     runs: Path,
     limit: int | None,
     strict_plugins: bool,
+    retry_failed: bool,
     as_json: bool,
 ) -> None:
     """Say which stages of RECIPE would run, which are reused, and why. Nothing is run or written."""
-    plan = prepare(recipe, overrides, store, runs, limit, strict_plugins)
+    plan = prepare(recipe, overrides, store, runs, limit, strict_plugins, retry_failed)
     rows = [
         {"stage": p.stage.id, "action": "reuse" if p.cached else "run", "why": p.why, "digest": p.digest}
         for p in plan.stages

@@ -27,6 +27,7 @@ def command(
     runs: Path,
     limit: int | None,
     strict_plugins: bool,
+    retry_failed: bool,
     run_dir: Path | None,
     until: str | None,
     as_json: bool,
@@ -34,7 +35,7 @@ def command(
     """Run RECIPE (a built-in name or a YAML file): only what is not there yet, and go on after any crash."""
     signal.signal(signal.SIGTERM, _terminate)
     start = time.monotonic()
-    plan = prepare(recipe, overrides, store, runs, limit, strict_plugins)
+    plan = prepare(recipe, overrides, store, runs, limit, strict_plugins, retry_failed)
     folder = run_dir or runs / plan.run_id
     display = RunDisplay(quiet=as_json)
     from cai_core.pipeline.runner import run_plan
@@ -58,6 +59,9 @@ def _print_end(record: dict[str, Any], folder: Path, seconds: float) -> None:
         click.echo(f"All {len(reused)} stages were there already; nothing was run again ({seconds:.0f} s).")
     else:
         click.echo(f"{len(ran)} stages run, {len(reused)} reused, {seconds:.0f} s. Status: {record['status']}.")
+    infra = sum(int((s.get("info", {}).get("failed") or {}).get("infra", 0)) for s in record["stages"])
+    if infra:
+        click.echo(f"{infra} units failed for a reason of the machine or server: `--retry-failed` asks for them again.")
     click.echo(f"Run folder: {folder}")
     for name in record.get("report", []):
         if name.endswith(".html"):

@@ -16,7 +16,7 @@ from cai_core.registry import Registry
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """RECIPE, -o, --store, --runs, --limit and --strict-plugins."""
+    """RECIPE, -o, --store, --runs, --limit, --strict-plugins and --retry-failed."""
     for decorate in reversed(
         (
             click.argument("recipe"),
@@ -39,6 +39,11 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--limit", type=click.IntRange(min=1), help="Use at most this many prompts of each kind and split."
             ),
             click.option("--strict-plugins", is_flag=True, help="A plugin that does not load is fatal."),
+            click.option(
+                "--retry-failed",
+                is_flag=True,
+                help="Ask again for what failed for a reason of the machine or server (infra), and for nothing else.",
+            ),
         )
     ):
         command = decorate(command)
@@ -46,19 +51,30 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepare(
-    recipe: str, overrides: tuple[str, ...], store: Path, runs: Path, limit: int | None, strict_plugins: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    store: Path,
+    runs: Path,
+    limit: int | None,
+    strict_plugins: bool,
+    retry_failed: bool,
 ) -> Plan:
     """Load recipe and plugins, and plan."""
-    return planned(load_recipe(recipe, overrides), store, runs, limit, strict_plugins)
+    return planned(load_recipe(recipe, overrides), store, runs, limit, strict_plugins, retry_failed)
 
 
 def planned(
-    file: RecipeFile, store: Path, runs: Path, limit: int | None, strict_plugins: bool = False
+    file: RecipeFile,
+    store: Path,
+    runs: Path,
+    limit: int | None,
+    strict_plugins: bool = False,
+    retry_failed: bool = False,
 ) -> Plan:
     """The plan of a recipe with the plugins that it allows."""
     plugins = load_plugins(disable=file.recipe.plugins.disable, strict=strict_plugins)
     _require(file)
-    return make_plan(file, Registry(plugins), store, runs, limit=limit)
+    return make_plan(file, Registry(plugins), store, runs, limit=limit, retry_failed=retry_failed)
 
 
 def _require(file: RecipeFile) -> None:

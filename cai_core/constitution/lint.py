@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from cai_core.text.duplicates import similarity
+from cai_core.text.duplicates import grams, similarity
 from cai_core.text.words import Relevance, stems
 from cai_core.types.principles import Constitution, Principle
 
@@ -42,9 +42,15 @@ _POSITIVE = re.compile(
 )
 _OPPOSITES = (
     ("more", "less"), ("most", "least"), ("longer", "shorter"), ("always", "never"), ("include", "remove"),
-    ("add", "remove"), ("formal", "informal"), ("should", "should not"), ("do", "do not"), ("with", "without"),
+    ("add", "remove"), ("formal", "informal"), ("with", "without"),
     ("more", "fewer"), ("agree", "disagree"), ("direct", "indirect"), ("detailed", "brief"), ("better", "worse"),
 )  # fmt: skip
+
+_NEGATION = re.compile(r"\b(?:not|never|n't)\b\s*")
+# Zero-width and direction-changing characters; the joiners and marks that scripts need (U+200C to U+200F) are none.
+_UNSEEN = re.compile("[\u00ad\u200b\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+COMPARED = 500
+"""Principles that are compared with each other, every pair: our choice, some seconds at most. The paper has 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,11 @@ def _wording(principle: Principle) -> Iterator[Finding]:
         if found := _LABEL_AT_END.search(text):
             message = f"its {name} ends on the label {found.group()!r}, which templates add"
             yield Finding("error", "breaks-template", message, (principle.id,))
+        if found := _UNSEEN.search(text):
+            message = (
+                f"its {name} holds the unseen character U+{ord(found.group()):04X}: a model reads what nobody sees"
+            )
+            yield Finding("warning", "unseen", message, (principle.id,))
         if _BLANK_LINE.search(text):
             message = f"its {name} holds a blank line, which separates turns in raw-text templates"
             yield Finding("error", "breaks-template", message, (principle.id,))
@@ -106,33 +117,47 @@ def _wording(principle: Principle) -> Iterator[Finding]:
 
 
 def _pairs(principles: Sequence[Principle]) -> Iterator[Finding]:
+    if len(principles) > COMPARED:
+        message = f"there are {len(principles)} principles; only the first {COMPARED} were compared with each other"
+        yield Finding("note", "near-duplicate", message)
     for name in TEXTS:
-        texts = [(p.id, getattr(p, name)) for p in principles if getattr(p, name)]
-        for (one, a), (other, b) in combinations(texts, 2):
-            close = similarity(a, b)
+        texts = [_Text(p.id, getattr(p, name)) for p in principles[:COMPARED] if getattr(p, name)]
+        for a, b in combinations(texts, 2):
+            close = len(a.grams & b.grams) / len(a.grams | b.grams)
             if close == 1:
-                yield Finding("warning", "duplicate", f"have the same {name}", (one, other))
+                yield Finding("warning", "duplicate", f"have the same {name}", (a.principle, b.principle))
             elif _opposite(a, b):
-                message = f"their {name} texts ask for opposite things: {a!r} / {b!r}"
-                yield Finding("warning", "contradiction", message, (one, other))
+                message = f"their {name} texts ask for opposite things: {a.text!r} / {b.text!r}"
+                yield Finding("warning", "contradiction", message, (a.principle, b.principle))
             elif close >= NEAR:
-                yield Finding("note", "near-duplicate", f"have nearly the same {name} ({close:.0%})", (one, other))
+                message = f"have nearly the same {name} ({close:.0%})"
+                yield Finding("note", "near-duplicate", message, (a.principle, b.principle))
 
 
-def _opposite(a: str, b: str) -> bool:
-    """Whether the texts become nearly one when a word of ``a`` is replaced by its opposite and a "not" is dropped."""
-    first, second = a.lower(), b.lower()
-    without = r"\b(?:not|never|n't)\b\s*"
-    negated = bool(re.search(without, first)) != bool(re.search(without, second))
-    if negated and similarity(re.sub(without, "", first), re.sub(without, "", second)) >= 0.85:
-        return True
-    for left, right in _OPPOSITES:
-        for one, other in ((left, right), (right, left)):
-            swapped, count = re.subn(rf"\b{one}\b", other, first)
-            has = re.search(rf"\b{other}\b", second) and not re.search(rf"\b{other}\b", first)
-            if count and has and similarity(swapped, second) >= 0.85:
-                return True
-    return False
+class _Text:
+    """A text with what comparing it with every other needs."""
+
+    def __init__(self, principle: str, text: str) -> None:
+        self.principle = principle
+        self.text = text
+        self.lower = text.lower()
+        self.grams = grams(text)
+        self.words = frozenset(re.findall(r"[\w']+", self.lower))
+        self.negated = bool(_NEGATION.search(self.lower))
+
+
+def _opposite(a: _Text, b: _Text) -> bool:
+    """Whether the texts become nearly one when words of ``a`` are replaced by their opposites or a "not" is dropped."""
+    if a.negated != b.negated:
+        without = (_NEGATION.sub("", text.lower) for text in (a, b))
+        if similarity(*without) >= 0.85:
+            return True
+    both_ways = (pair for words in _OPPOSITES for pair in (words, words[::-1]))
+    swaps = {one: other for one, other in both_ways if one in a.words and other in b.words - a.words}
+    if not swaps:
+        return False
+    swapped = re.sub(r"[\w']+", lambda word: swaps.get(word.group(), word.group()), a.lower)
+    return similarity(swapped, b.lower) >= 0.85
 
 
 def _triggers(principles: Sequence[Principle], prompts: Sequence[str]) -> Iterator[Finding]:

@@ -52,6 +52,12 @@ def export(run: Path, store: Path, out: Path, form: str, *, ties: bool = False) 
                 where=str(store),
                 hint="give the store of the run with --store, or run the recipe again",
             )
+        if damaged := artifacts.torn(artifact):
+            raise EnvironmentProblem(
+                f"{damaged} is not what the stage {stage['id']} wrote: the disk or another program has changed it",
+                where=str(artifact.path),
+                hint="move the folder away and run the recipe again: it is made anew from its ledger",
+            )
         tag = re.sub(r"\W+", "-", stage["id"].partition("[")[2]).strip("-")
         name = "sft" if stage["kind"] == "revise" else "preference"
         found.append(Exported(f"{name}-{tag}" if tag else name, artifact))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cai_core.errors import CAIError, PluginError, UserError
+from cai_core.errors import CAIError, EnvironmentProblem, PluginError, UserError
 from cai_core.pipeline.components import build_component
 from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifact, Artifacts
@@ -41,6 +41,7 @@ class JobSpec:
     constitution: Mapping[str, Any]
     disabled_plugins: tuple[str, ...] = ()
     recipe: Mapping[str, Any] | None = None  # the report stage only
+    attempt: int = 0  # units that failed as infra in an earlier one are asked for again
 
     def write(self, path: Path) -> None:
         """Write as JSON."""
@@ -150,6 +151,24 @@ class Job:
             raise CAIError(f"the artifact {kind}-{sha[:20]} is missing or damaged", hint="give the same command again")
         return artifact
 
+    def check_inputs(self) -> None:
+        """Read every artifact that this stage uses, its models included. One whose bytes have changed is moved aside,
+        so that the next run makes it anew; raises ``EnvironmentProblem``."""
+        wanted = {(kind, sha) for kind, sha in self.spec.inputs.values()}
+        for role, location in self.spec.models.items():
+            folder = Path(location).parent
+            if folder.parent == self.artifacts.root:
+                wanted.add((folder.name.rpartition("-")[0], self.model_digest(role)))
+        for kind, sha in sorted(wanted):
+            artifact = self.artifacts.find(kind, sha)
+            if artifact is not None and (name := self.artifacts.torn(artifact)):
+                moved = self.artifacts.quarantine(kind, sha)
+                raise EnvironmentProblem(
+                    f"{name} is not what the stage {kind} wrote: the disk or another program has changed it",
+                    where=str(moved),
+                    hint="it is kept there; give the same command again, and the stage is made anew from its ledger",
+                )
+
     def model_digest(self, role: str) -> str:
         """Digest of the model in a role."""
         return str(self.spec.identity["models"][role])
@@ -158,7 +177,8 @@ class Job:
         """The ledger of this kind of stage."""
         name = name or self.spec.kind
         if name not in self._ledgers:
-            self._ledgers[name] = SQLiteLedger(self.store / "ledger" / f"{name}.sqlite")
+            path = self.store / "ledger" / f"{name}.sqlite"
+            self._ledgers[name] = SQLiteLedger(path, attempt=self.spec.attempt)
         return self._ledgers[name]
 
     def principles(self, text: Literal["revision", "comparison"]) -> list[Principle]:

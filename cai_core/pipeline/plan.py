@@ -30,13 +30,18 @@ TRAINED = {"sft": "sft_base", "reward": "reward_base", "rl": "policy"}
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage with its digest. ``why`` is empty when the artifact is there."""
+    """A stage with its digest. ``why`` is empty when the artifact is there.
+
+    attempt: 0, or how often units of it that failed as ``infra`` were asked for again. It is part of the identity, so
+    that what was made from the incomplete artifact is made again, and stays.
+    """
 
     stage: Stage
     digest: str
     identity: Mapping[str, Any]
     cached: bool
     why: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +58,18 @@ class Plan:
 
 
 def make_plan(
-    file: RecipeFile, registry: Registry, store: Path, runs: Path, *, limit: int | None = None
+    file: RecipeFile,
+    registry: Registry,
+    store: Path,
+    runs: Path,
+    *,
+    limit: int | None = None,
+    retry_failed: bool = False,
 ) -> Plan:
-    """Resolve everything and compute every digest. Raises ``UserErrors`` with all problems of the recipe."""
+    """Resolve everything and compute every digest. Raises ``UserErrors`` with all problems of the recipe.
+
+    retry_failed: a stage whose artifact has ``infra`` failures gets one attempt more, which asks for those units alone.
+    """
     problems: list[UserError] = []
     resolver = Resolver(registry)
     resolver.check_options_section(file, problems)
@@ -103,7 +117,7 @@ def make_plan(
         raise UserErrors(list(unique.values()))
     assert graph is not None  # no problem was collected
     assert constitution is not None
-    return _with_digests(file, graph, constitution, models, prompts, store, runs)
+    return _with_digests(file, graph, constitution, models, prompts, store, runs, retry_failed)
 
 
 def _with_digests(
@@ -114,24 +128,48 @@ def _with_digests(
     prompts: LoadedPrompts,
     store: Path,
     runs: Path,
+    retry_failed: bool,
 ) -> Plan:
     artifacts = Artifacts(store / "artifacts")
     external = {name: model.digest for name, model in models.items()}
     previous = _previous_identities(runs, file.recipe.name)
     digests: dict[str, str] = {}
+    first: dict[str, str] = {}  # as if no stage had a second attempt: names the run folder
     planned = []
     for stage in graph.stages:
-        identity = graph.identity(stage, digests, external)
+        content = {}
         if stage.kind == "prompts" and not stage.models:
-            identity["content"] = digest([prompt_record(prompt) for prompt in prompts.prompts])
+            content["content"] = digest([prompt_record(prompt) for prompt in prompts.prompts])
+        first[stage.id] = identity_digest(graph.identity(stage, first, external) | content)
+        identity = graph.identity(stage, digests, external) | content
+        identity, attempt, failed = _attempt(artifacts, stage.kind, identity, retry_failed)
         sha = digests[stage.id] = identity_digest(identity)
         cached = artifacts.find(stage.kind, sha) is not None
         why = ""
-        if not cached:
-            why = "damaged" if artifacts.damaged(stage.kind, sha) else _why(stage, identity, previous, digests)
-        planned.append(PlannedStage(stage, sha, identity, cached, why))
-    short = digest(sorted(digests.items()))[:8]
+        if not cached and artifacts.damaged(stage.kind, sha):
+            why = "damaged"
+        elif not cached:
+            why = f"{failed} infra failures, tried again" if failed else _why(stage, identity, previous, digests)
+        planned.append(PlannedStage(stage, sha, identity, cached, why, attempt))
+    short = digest(sorted(first.items()))[:8]
     return Plan(file, graph, constitution, models, prompts, tuple(planned), f"{file.recipe.name}-{short}")
+
+
+def _attempt(
+    artifacts: Artifacts, kind: str, identity: dict[str, Any], retry_failed: bool
+) -> tuple[dict[str, Any], int, int]:
+    """The identity of the newest attempt at a stage, or with ``retry_failed`` of one that has no ``infra`` failure or
+    is still to be made; its number, and how many failures it is to mend."""
+    attempt, failed = 0, 0
+    while True:
+        artifact = artifacts.find(kind, identity_digest(identity))
+        following = {**identity, "attempt": attempt + 1}
+        left = int((artifact.info.get("failed") or {}).get("infra", 0)) if artifact else 0
+        # A damaged one is made anew as what it was, so the attempt after it counts only if it is there.
+        there = artifacts.path(kind, identity_digest(following)).exists()
+        if not there and not (left and retry_failed):
+            return identity, attempt, failed
+        identity, attempt, failed = following, attempt + 1, left
 
 
 def _collect(problems: list[UserError], action: Callable[[], T], where: str) -> T | None:

@@ -68,6 +68,7 @@ def run_job(spec: JobSpec, emit: Any) -> None:
     job = Job(spec, registry, emit, pick_device(spec.device))
     folder = job.artifacts.begin(spec.kind, spec.digest)
     try:
+        job.check_inputs()
         job.workdir.mkdir(parents=True, exist_ok=True)
         info = STAGES[spec.kind](job, folder)
         info["constitution"] = {key: spec.constitution[key] for key in ("id", "version", "digest")}

@@ -44,7 +44,8 @@ class Artifacts:
     def find(self, kind: str, digest: str) -> Artifact | None:
         """The artifact if it is whole: right digest, every file there with its size.
 
-        A damaged one is renamed to ``*.corrupt`` by ``quarantine``; ``find`` itself changes nothing.
+        Contents are not read; ``torn`` does that where an artifact is put to use. A damaged one is renamed to
+        ``*.corrupt`` by ``quarantine``; ``find`` itself changes nothing.
         """
         path = self.path(kind, digest)
         try:
@@ -52,11 +53,18 @@ class Artifacts:
             whole = manifest["schema"] == SCHEMA_VERSION and manifest["digest"] == digest
             for name, entry in manifest["files"].items():
                 whole = whole and (path / name).stat().st_size == entry["bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
+            identity, info = dict(manifest["identity"]), dict(manifest["info"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        if not whole:
-            return None
-        return Artifact(kind, digest, path, manifest["identity"], manifest["info"])
+        return Artifact(kind, digest, path, identity, info) if whole else None
+
+    def torn(self, artifact: Artifact) -> str:
+        """The first file that is not what was written, by its sha256; "" if all are."""
+        manifest = json.loads((artifact.path / "manifest.json").read_text(encoding="utf-8"))
+        for name, entry in manifest["files"].items():
+            if file_sha256(artifact.path / name) != entry["sha256"]:
+                return str(name)
+        return ""
 
     def damaged(self, kind: str, digest: str) -> bool:
         """There is a folder of that name which ``find`` does not accept."""

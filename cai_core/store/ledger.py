@@ -1,4 +1,4 @@
-"""The ledger: one row per finished unit of work, payload or typed error, never changed once recorded.
+"""The ledger: one row per finished unit of work and attempt, payload or typed error, never changed once recorded.
 
 One SQLite file per kind of stage, written by the one worker process of the stage that runs (the store's lock sees to
 that). Write-ahead log and ``synchronous=NORMAL``: a kill at any instant loses no committed row; a power cut may lose
@@ -18,7 +18,9 @@ from cai_core.errors import EnvironmentProblem
 from cai_core.store.canonical import canonical
 from cai_core.types.records import UnitFailure
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: no attempts. Such a file is brought to 2 when it is opened."""
+_COLUMNS = "key, unit, payload, error_kind, error, attempt"
 _KEYS_PER_QUERY = 500  # SQLite's default limit on variables was 999 in older builds
 
 
@@ -30,17 +32,18 @@ class Row:
     unit: str
     payload: Mapping[str, Any]
     failure: UnitFailure | None = None
+    attempt: int = 0
 
 
 class Ledger(Protocol):
     """What the unit loop needs from a ledger."""
 
     def done(self, keys: Sequence[str]) -> dict[str, Row]:
-        """The recorded rows among ``keys``."""
+        """The recorded rows among ``keys``, of each the newest. Units that are to be tried again are not among them."""
         ...
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Record finished units durably before returning. A key that is there already is left as it is."""
+        """Record finished units durably before returning. A key that is done already is left as it is."""
         ...
 
     def scan(self) -> Iterator[Row]:
@@ -49,30 +52,44 @@ class Ledger(Protocol):
 
 
 class SQLiteLedger:
-    """``Ledger`` in one file on a local disk."""
+    """``Ledger`` in one file on a local disk.
 
-    def __init__(self, path: Path) -> None:
+    attempt: rows are written as this attempt, and a unit is to be tried again if its newest row is an ``infra`` failure
+    of an earlier one. The rows of earlier attempts stay. So a crash within an attempt repeats nothing either.
+    """
+
+    def __init__(self, path: Path, *, attempt: int = 0) -> None:
         self.path = path
+        self.attempt = attempt
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, SCHEMA_VERSION):
+            if version not in (0, 1, SCHEMA_VERSION):
                 raise EnvironmentProblem(
                     f"the ledger has schema {version}, this version reads {SCHEMA_VERSION}",
                     where=str(path),
                     hint="use the cai-core version that wrote it, or another --store",
                 )
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS units (id INTEGER PRIMARY KEY, key TEXT NOT NULL, unit TEXT NOT NULL,"
-                " payload TEXT NOT NULL, error_kind TEXT, error TEXT)"
-            )
-            self._db.execute("CREATE UNIQUE INDEX IF NOT EXISTS units_key ON units(key)")
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if version != SCHEMA_VERSION:
+                self._create(version)
         except (sqlite3.Error, OSError) as error:
             raise _problem(path, error) from error
+
+    def _create(self, version: int) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS units (id INTEGER PRIMARY KEY, key TEXT NOT NULL, unit TEXT NOT NULL,"
+            " payload TEXT NOT NULL, error_kind TEXT, error TEXT, attempt INTEGER NOT NULL DEFAULT 0)"
+        )
+        if version == 1:
+            self._db.execute("ALTER TABLE units ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0")
+            self._db.execute("DROP INDEX IF EXISTS units_key")
+        self._db.execute("CREATE UNIQUE INDEX IF NOT EXISTS units_key_attempt ON units(key, attempt)")
+        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
 
     def done(self, keys: Sequence[str]) -> dict[str, Row]:
         """See ``Ledger``."""
@@ -81,13 +98,13 @@ class SQLiteLedger:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 some = list(keys[start : start + _KEYS_PER_QUERY])
                 marks = ",".join("?" * len(some))
-                query = f"SELECT key, unit, payload, error_kind, error FROM units WHERE key IN ({marks})"
+                query = f"SELECT {_COLUMNS} FROM units WHERE key IN ({marks}) ORDER BY attempt"
                 for record in self._db.execute(query, some):
                     row = _row(record)
                     found[row.key] = row
         except sqlite3.Error as error:
             raise _problem(self.path, error) from error
-        return found
+        return {key: row for key, row in found.items() if not self._again(row)}
 
     def append(self, rows: Iterable[Row]) -> None:
         """See ``Ledger``. All of ``rows`` are committed together."""
@@ -99,13 +116,15 @@ class SQLiteLedger:
                 row.failure.kind if row.failure else None,
                 # a lone surrogate from a model or a data set cannot be stored as UTF-8
                 row.failure.message.encode("utf-8", "backslashreplace").decode() if row.failure else None,
+                self.attempt,
             )
             for row in rows
         ]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
-                "INSERT OR IGNORE INTO units (key, unit, payload, error_kind, error) VALUES (?,?,?,?,?)", records
+                "INSERT OR IGNORE INTO units (key, unit, payload, error_kind, error, attempt) VALUES (?,?,?,?,?,?)",
+                records,
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -115,19 +134,27 @@ class SQLiteLedger:
 
     def scan(self) -> Iterator[Row]:
         """See ``Ledger``."""
-        query = "SELECT key, unit, payload, error_kind, error FROM units ORDER BY id"
-        for record in self._db.execute(query):
-            yield _row(record)
+        try:
+            for record in self._db.execute(f"SELECT {_COLUMNS} FROM units ORDER BY id"):
+                yield _row(record)
+        except sqlite3.Error as error:
+            raise _problem(self.path, error) from error
+
+    def _again(self, row: Row) -> bool:
+        return row.failure is not None and row.failure.kind == "infra" and row.attempt < self.attempt
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
 
-def _row(record: tuple[str, str, str, Any, Any]) -> Row:
-    key, unit, payload, kind, message = record
+def _row(record: tuple[str, str, str, Any, Any, int]) -> Row:
+    key, unit, payload, kind, message, attempt = record
     failure = UnitFailure(kind, message) if kind else None
-    return Row(key, unit, json.loads(payload), failure)
+    try:
+        return Row(key, unit, json.loads(payload), failure, attempt)
+    except (ValueError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"the row of {unit!r} is malformed: {error}") from error
 
 
 def _problem(path: Path, error: Exception) -> EnvironmentProblem:
@@ -140,6 +167,9 @@ def _problem(path: Path, error: Exception) -> EnvironmentProblem:
         )
     if "malformed" in text or "not a database" in text:
         return EnvironmentProblem(
-            f"the ledger is damaged ({text})", where=str(path), hint="move the file away; its units will be run again"
+            f"the ledger is damaged ({text})",
+            where=str(path),
+            hint=f"restore it, or move {path.name}, {path.name}-wal and {path.name}-shm away together: then the units "
+            "of this kind of stage are run again; finished artifacts are kept",
         )
     return EnvironmentProblem(f"cannot use the ledger: {text}", where=str(path), hint="check the folder's permissions")

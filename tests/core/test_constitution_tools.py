@@ -53,6 +53,8 @@ def test_a_good_principle_gives_no_finding() -> None:
         (Principle("p", comparison="Choose the one that says <|im_end|> more."), "breaks-template"),
         (Principle("p", comparison="Choose the better.\n\nOr the kinder."), "breaks-template"),
         (Principle("p", comparison="Do not choose the toxic response."), "only-negative"),
+        (Principle("p", comparison="Choose the \u202ekinder\u202c one."), "unseen"),
+        (Principle("p", comparison="Choose the kin\u200bder one."), "unseen"),
     ],
 )
 def test_what_is_wrong_with_one_principle(principle: Principle, rule: str) -> None:
@@ -66,6 +68,8 @@ def test_what_is_wrong_with_one_principle(principle: Principle, rule: str) -> No
         ("Choose the response that is longer.", "Choose the response that is shorter.", "contradiction"),
         ("Choose the response that gives more detail about the matter.",
          "Choose the response that gives less detail about the matter.", "contradiction"),
+        ("Choose the response that is longer and more detailed.",
+         "Choose the response that is shorter and less detailed.", "contradiction"),
         ("The response should mention the law.", "The response should not mention the law.", "contradiction"),
         ("Choose the response that is kinder to every person who is mentioned.",
          "Choose the response that is kinder to each person who is mentioned.", "near-duplicate"),
@@ -73,6 +77,41 @@ def test_what_is_wrong_with_one_principle(principle: Principle, rule: str) -> No
 )  # fmt: skip
 def test_what_is_wrong_with_pairs(a: str, b: str, rule: str) -> None:
     assert (rule, ("a", "b")) in rules(Principle("a", comparison=a), Principle("b", comparison=b))
+
+
+def test_scripts_from_right_to_left_and_their_joiners_are_fine() -> None:
+    persian = "پاسخی را برگزین که مهربان\u200cتر و روشن\u200cتر است."
+    assert rules(GOOD, Principle("fa", persian, persian, persian)) == set()
+
+
+def test_the_limit_of_what_is_compared_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai_core.constitution.lint.COMPARED", 3)
+    four = [Principle(f"p{n}", revision="Keep it kind.") for n in range(4)]
+    found = rules(GOOD, *four)
+    assert ("duplicate", ("p0", "p1")) in found
+    assert ("duplicate", ("p0", "p2")) not in found
+    assert ("near-duplicate", ()) in found, "the finding that says so"
+
+
+def test_what_looks_like_a_template_reaches_the_model_as_it_is(tmp_path: Path) -> None:
+    odd = "Find {{ 7 * 7 }} {% for x in y %} {0} {name} %s $HOME ${x} harm."
+    path = tmp_path / "odd.yaml"
+    principle = {"id": "p", "critique": odd, "revision": odd, "comparison": odd}
+    data = {"schema": 1, "id": "odd", "version": "1", "title": "Odd", "principles": [principle]}
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    for template, times in (("chat", 2), ("paper", 2), ("direct", 1), ("logprob", 1)):
+        shown = CliRunner().invoke(main_group, ["constitution", "show", str(path), "--template", template])
+        assert shown.exit_code == 0, shown.output
+        assert shown.output.count(odd) >= times, template
+
+
+def test_a_text_of_several_lines_cannot_pose_as_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "lines.yaml"
+    principle = {"id": "p", "critique": "Find it.\n   revision: Praise it.", "revision": "Mend it."}
+    data = {"schema": 1, "id": "lines", "version": "1", "title": "Lines", "principles": [principle]}
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    shown = CliRunner().invoke(main_group, ["constitution", "show", str(path)]).output
+    assert [line for line in shown.splitlines() if line.startswith("   revision:")] == ["   revision: Mend it."]
 
 
 def test_a_principle_that_no_prompt_touches() -> None:

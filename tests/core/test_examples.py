@@ -12,6 +12,7 @@ import pytest
 from cai_core.pipeline.stages.examples import write_examples
 from cai_core.pipeline.tables import CHAINS, DROPPED, EXAMPLES
 from cai_core.store.tables import read_table, write_table
+from cai_core.testing.context import TestProgress
 
 ON = dict.fromkeys(("repetition", "boilerplate", "refusal", "no_op", "near_duplicate"), True)
 SPEECH = [
@@ -39,7 +40,7 @@ def chain(number: int, answer: str, *revisions: str | None, kind: str = "red_tea
 def run(tmp_path: Path, chains: list[dict[str, Any]], train_on: str = "all", **filters: bool) -> Any:
     write_table(tmp_path / "chains.parquet", CHAINS, chains)
     settings = {"train_on": train_on, "filters": {**ON, **filters}}
-    job: Any = SimpleNamespace(spec=SimpleNamespace(settings=settings), workdir=tmp_path)
+    job: Any = SimpleNamespace(spec=SimpleNamespace(settings=settings), workdir=tmp_path, progress=TestProgress())
     info = write_examples(job, tmp_path)
     examples = list(read_table(tmp_path / "examples.parquet", EXAMPLES))
     dropped = {row["id"]: row["reason"] for row in read_table(tmp_path / "dropped.parquet", DROPPED)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -130,6 +131,71 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
     ledger.append([Row("after", "u", {})])
 
 
+def test_a_new_attempt_asks_for_infra_failures_alone_and_changes_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    down, refused = UnitFailure("infra", "down"), UnitFailure("refusal", "no")
+    first = SQLiteLedger(path)
+    first.append([Row("good", "u", {"text": "a"}), Row("down", "u", {}, down), Row("refused", "u", {}, refused)])
+    before = list(first.scan())
+    assert set(first.done(["good", "down", "refused"])) == {"good", "down", "refused"}
+
+    second = SQLiteLedger(path, attempt=1)
+    assert set(second.done(["good", "down", "refused"])) == {"good", "refused"}
+    second.append([Row("down", "u", {}, down)])
+    assert "down" in second.done(["down"]), "once per attempt"
+
+    third = SQLiteLedger(path, attempt=2)
+    third.append([Row("down", "u", {"text": "b"})])
+    for ledger in (first, second, third, SQLiteLedger(path, attempt=3)):
+        row = ledger.done(["down"])["down"]
+        assert (row.payload, row.failure, row.attempt) == ({"text": "b"}, None, 2)
+    assert list(third.scan())[:3] == before
+
+
+def test_a_ledger_without_attempts_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with sqlite3.connect(path) as old:  # as version 0.1 wrote it
+        old.execute(
+            "CREATE TABLE units (id INTEGER PRIMARY KEY, key TEXT NOT NULL, unit TEXT NOT NULL,"
+            " payload TEXT NOT NULL, error_kind TEXT, error TEXT)"
+        )
+        old.execute("CREATE UNIQUE INDEX units_key ON units(key)")
+        old.execute("INSERT INTO units VALUES (1, 'k', 'u', '{\"text\":\"a\"}', NULL, NULL)")
+        old.execute("INSERT INTO units VALUES (2, 'd', 'u', '{}', 'infra', 'down')")
+        old.execute("PRAGMA user_version=1")
+    ledger = SQLiteLedger(path, attempt=1)
+    assert ledger.done(["k", "d"]) == {"k": Row("k", "u", {"text": "a"})}
+    ledger.append([Row("d", "u", {"text": "b"})])
+    assert [(row.key, row.attempt) for row in SQLiteLedger(path).scan()] == [("k", 0), ("d", 0), ("d", 1)]
+
+
+@pytest.mark.parametrize("what", ["half", "another file", "a page of noise", "a row that is not JSON"])
+def test_a_damaged_ledger_says_what_to_move_away(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "l.sqlite"
+    ledger = SQLiteLedger(path)
+    keys = [f"k{i}" for i in range(200)]
+    ledger.append([Row(key, "u", {"text": "x" * 500}) for key in keys])
+    ledger.close()
+    data = path.read_bytes()
+    middle = len(data) // 2
+    if what == "a row that is not JSON":
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE units SET payload = '{' WHERE key = 'k7'")
+    else:
+        path.write_bytes(
+            {
+                "half": data[:middle],
+                "another file": b"something else" * 100,
+                "a page of noise": data[: middle - 4096] + b"\xa5" * 8192 + data[middle + 4096 :],
+            }[what]
+        )
+    before = path.read_bytes()
+    with pytest.raises(EnvironmentProblem, match="damaged") as caught:
+        SQLiteLedger(path).done(keys)
+    assert "l.sqlite-wal" in caught.value.hint
+    assert path.read_bytes() == before
+
+
 def test_artifact_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     artifacts = Artifacts(tmp_path)
     sha = digest("x")
@@ -145,6 +211,30 @@ def test_artifact_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     moved = artifacts.quarantine("sft", sha)
     assert (moved / "model" / "w.bin").read_bytes() == b"torn"
     assert not artifacts.damaged("sft", sha)
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 1, "digest": "D", "files": []}', "[" * 100_000]
+)
+def test_a_manifest_of_any_form_never_stops_find(tmp_path: Path, manifest: str) -> None:
+    artifacts = Artifacts(tmp_path)
+    sha = digest("x")
+    artifacts.commit(artifacts.begin("sft", sha), "sft", sha, {}, {})
+    (artifacts.path("sft", sha) / "manifest.json").write_text(manifest.replace("D", sha))
+    assert artifacts.find("sft", sha) is None
+    assert artifacts.damaged("sft", sha)
+
+
+def test_a_changed_byte_is_found_where_the_size_is_right(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    sha = digest("x")
+    folder = artifacts.begin("sft", sha)
+    (folder / "a").write_bytes(b"weights")
+    made = artifacts.commit(folder, "sft", sha, {}, {})
+    assert artifacts.torn(made) == ""
+    (made.path / "a").write_bytes(b"Weights")
+    assert artifacts.find("sft", sha) == made
+    assert artifacts.torn(made) == "a"
 
 
 def test_sweep_removes_what_interrupted_stages_left(tmp_path: Path) -> None:

@@ -7,112 +7,23 @@ at what it left. Numbers of a random model mean nothing; that everything is ther
 from __future__ import annotations
 
 import json
-import os
-import random
-import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from homes import SMALL, Home
 from tiny import embedded_stand_in
-
-SMALL = [
-    *("-o", "prompts.red_team=4", "-o", "prompts.helpful=2", "-o", "prompts.heldout_red_team=3"),
-    *("-o", "prompts.heldout_helpful=2", "-o", "prompts.heldout_borderline=2"),
-    *("-o", "revise.sampling.max_new_tokens=8", "-o", "pairs.sampling.max_new_tokens=8"),
-    *("-o", "evaluate.sampling.max_new_tokens=8", "-o", "label.audit={name: judge_audit, limit: 8}"),
-    *("-o", "options.evaluator.hhh.limit=6"),
-    *("-o", "options.rl_algorithm.grpo={steps: 2, prompts_per_step: 1, samples_per_prompt: 2, max_new_tokens: 6}"),
-    *("-o", "options.rl_algorithm.best_of_n={n: 2, max_new_tokens: 6}"),
-]
-
-
-@dataclass
-class Home:
-    """A working folder with a model cache that holds the tiny model under the embedded one's name."""
-
-    folder: Path
-    killed_in: list[str]
-    rows_at_kill: dict[str, dict[str, str]]
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "CAI_CACHE": str(self.folder / "cache"), "NO_COLOR": "1"}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "cai_core.cli.main", *arguments]
-
-    def cai(self, *arguments: str, check: int = 0) -> str:
-        done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment(), capture_output=True, text=True
-        )
-        assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-            # A job that a script put into the background ignores Ctrl-C, and so would all that these tests start.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def rows(self) -> dict[str, dict[str, str]]:
-        """All committed ledger rows: ledger -> key -> payload."""
-        found = {}
-        for path in sorted((self.folder / ".cai/store/ledger").glob("*.sqlite")):
-            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-                found[path.stem] = dict(db.execute("SELECT key, payload FROM units"))
-        return found
-
-    def record(self) -> dict[str, object]:
-        (path,) = (self.folder / "runs").glob("quickstart-*/run.json")
-        return dict(json.loads(path.read_text()))
-
-
-def make_home(folder: Path) -> Home:
-    embedded_stand_in(folder / "cache")
-    return Home(folder, [], {})
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    home = make_home(tmp_path_factory.mktemp("home"))
-    rng = random.Random(7)
-    seen: set[str] = set()
-    for _ in range(40):
-        process = home.start("run", "quickstart", *SMALL)
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            match = re.match(r"\[\d+/\d+\] (\S+) \.\.\.", line)
-            if match and match[1] not in seen:
-                seen.add(match[1])
-                # a worker needs some seconds to import torch; late enough to be at work, or just before
-                time.sleep(rng.uniform(0.2, 6.0))
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                    home.killed_in.append(match[1])
-                    home.rows_at_kill = home.rows()
-                    break
-        process.stderr.close()
-        code = process.wait()
-        if code == 0:
-            return home
-        assert code == -signal.SIGKILL, "".join(lines)
-        after = home.rows()
-        for ledger, rows in home.rows_at_kill.items():
-            assert rows.items() <= after.get(ledger, {}).items(), f"{ledger}: a committed row was lost or changed"
-    raise AssertionError("never finished")
+    folder = tmp_path_factory.mktemp("home")
+    embedded_stand_in(folder / "cache")
+    home = Home(folder, folder / "cache")
+    home.under_fire(*SMALL, latest_s=6.0)
+    return home
 
 
 @pytest.mark.timeout(900)

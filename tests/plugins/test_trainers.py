@@ -113,6 +113,75 @@ def test_a_resumed_training_ends_with_the_same_weights(
     assert load_tokenizer(tmp_path / "a").chat_template == load_tokenizer(folder).chat_template
 
 
+@pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
+def test_stopped_at_any_step_and_again_the_loss_curve_is_the_uninterrupted_one(
+    folder: Path, tmp_path: Path, packing: bool
+) -> None:
+    options = SFTOptions(**{**FAST, "save_steps": 2}, lora=None, epochs=2, packing=packing, max_length=128)
+    straight = make_sft(options, Context(tmp_path / "w")).train(folder, EXAMPLES, tmp_path / "whole")
+    steps = int(straight.metrics["steps"])
+    assert steps >= 4
+    for stop in (1, steps - 1, 2):  # reports of progress: before a checkpoint, late, and soon after going on
+        with pytest.raises(Interrupted):
+            make_sft(options, Context(tmp_path / "cut", stop_at=stop)).train(folder, EXAMPLES, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    resumed = make_sft(options, Context(tmp_path / "cut")).train(folder, EXAMPLES, tmp_path / "out")
+    assert [row["step"] for row in resumed.curve] == list(range(1, steps + 1))
+    assert resumed.curve == straight.curve
+    assert same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_gradient_checkpointing_changes_no_loss(folder: Path, tmp_path: Path) -> None:
+    curves = []
+    for on in (False, True):
+        options = SFTOptions(**FAST, gradient_checkpointing=on)
+        result = make_sft(options, Context(tmp_path / f"w{on}")).train(folder, EXAMPLES, tmp_path / f"o{on}")
+        curves.append([row["loss"] for row in result.curve])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_one_example_is_a_data_set(folder: Path, tmp_path: Path, packing: bool) -> None:
+    options = SFTOptions(learning_rate=1e-2, packing=packing, epochs=3)
+    result = make_sft(options, Context(tmp_path / "w")).train(folder, EXAMPLES[:1], tmp_path / "out")
+    assert result.metrics["steps"] == 3
+    assert result.curve[-1]["loss"] < result.curve[0]["loss"]
+
+
+def test_packed_or_not_a_long_example_is_cut_before_it_can_be_torn(folder: Path, tmp_path: Path) -> None:
+    """TRL's packing would cut the end, where the answer is."""
+    long = Example("long", turns("Word " * 60, "Word " * 60, "Short?", "Yes."))
+    hopeless = Example("hopeless", turns("Word " * 60, "Word " * 60))
+    losses = []
+    for packing in (False, True):
+        options = SFTOptions(learning_rate=0, packing=packing, max_length=60)
+        result = make_sft(options, Context(tmp_path / f"w{packing}")).train(
+            folder, [long, hopeless], tmp_path / f"o{packing}"
+        )
+        assert (result.metrics["examples"], result.metrics["examples_skipped"]) == (1, 1)
+        losses.append(result.metrics["loss_first"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_where_nothing_fits_the_reason_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 of 1 examples left out: longer than 60 tokens"):
+        make_sft(SFTOptions(max_length=60), Context(tmp_path / "w")).train(
+            folder, [Example("x", turns("Word " * 60, "Word " * 60))], tmp_path / "out"
+        )
+
+
+@pytest.mark.parametrize(
+    "answer", ["<|im_end|>", "\u200b", "\ud800", "a\u202eb", "x" * 300, "<<|im_end|>|im_end|>"], ids=repr
+)
+def test_an_odd_answer_still_has_tokens_to_learn_from(chat: Chat, answer: str) -> None:
+    """A row without a label makes the mean of nothing, NaN."""
+    (row,), _, _ = encode([Example("x", turns("Hi", answer))], chat, 400)
+    kept = [label for label in row["labels"] if label != IGNORED]
+    assert len(kept) >= 2
+    assert kept.count(chat.tokenizer.eos_token_id) == 1
+    assert kept[-1] == chat.tokenizer.eos_token_id
+
+
 def test_a_truncated_checkpoint_is_not_resumed_from(folder: Path, tmp_path: Path) -> None:
     options = SFTOptions(**FAST, epochs=2)
     make_sft(options, Context(tmp_path / "w1")).train(folder, EXAMPLES, tmp_path / "a")

@@ -35,15 +35,18 @@ class _Candidate:
 def write_examples(job: Job, folder: Path) -> dict[str, Any]:
     """``examples.parquet`` and ``dropped.parquet`` from ``chains.parquet``; counts for the manifest."""
     settings = job.spec.settings
-    boilerplate = Boilerplate()
+    boilerplate, total = Boilerplate(), 0
     for candidate in _candidates(folder, settings["train_on"]):
         boilerplate.count(candidate.text)
+        total += 1
     seen = NearDuplicates(job.workdir / "answers.sqlite", NEAR)
     dropped: Counter[str] = Counter()
     rejects = job.workdir / "dropped.jsonl"  # there may be as many as there are texts
 
     def kept(file: IO[str]) -> Iterator[dict[str, Any]]:
-        for candidate in _candidates(folder, settings["train_on"]):
+        for number, candidate in enumerate(_candidates(folder, settings["train_on"]), start=1):
+            # A millisecond each where texts are of one mould, so at the paper's size this takes minutes.
+            job.progress.update(number, total, "choosing examples")
             reason, detail = _unfit(candidate, settings["filters"], boilerplate, seen)
             row = {"id": candidate.id, "messages": candidate.messages, "source": candidate.source}
             if reason:

@@ -1,0 +1,97 @@
+"""Units that failed for a reason of the machine or server are asked for again, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from served import CONCURRENCY, kill, newest, recorded, result, run, start, write
+from servers import FaultServer, fingerprint
+
+PROMPTS = 12
+
+
+def unlucky(number: int, body: dict[str, Any]) -> str:
+    """A fifth of the calls, whenever they are made: a status that is not worth another try."""
+    return "422" if int(fingerprint(body), 16) % 5 == 0 else ""
+
+
+def rows(folder: Path) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(f"file:{folder / '.cai/store/ledger/revise.sqlite'}?mode=ro", uri=True) as db:
+        return db.execute("SELECT key, unit, payload, error_kind, error, attempt FROM units ORDER BY id").fetchall()
+
+
+def record(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "runs").glob("*/run.json")  # one folder, however often it is tried
+    return dict(json.loads(path.read_text()))
+
+
+def test_a_partial_run_is_completed_without_touching_what_is_good(tmp_path: Path) -> None:
+    """And the completion itself is killed once."""
+    with FaultServer(delay=0.05) as server:
+        write(tmp_path / "whole", server.url, PROMPTS)
+        run(tmp_path / "whole")
+
+        folder = tmp_path / "partial"
+        write(folder, server.url, PROMPTS)
+        server.calls.clear()
+        server.fault = unlucky
+        assert "`--retry-failed` asks for them again" in run(folder)
+        assert record(folder)["status"] == "partial"
+        before, partial = rows(folder), newest(folder, "revise")
+        kept = {path.name: path.read_bytes() for path in partial.iterdir()}
+        good = {call for call in server.calls if int(call, 16) % 5}
+        failed = [row for row in before if row[3]]
+        assert failed
+        assert {row[3] for row in failed} == {"infra"}
+        server.calls.clear()
+
+        run(folder)
+        assert server.calls == [], "failures are rows: without the option they stay"
+
+        server.fault = lambda number, body: ""
+        process = start(folder, "--retry-failed")
+        while len(server.calls) < len(failed) // 2 + 1 and process.poll() is None:
+            time.sleep(0.002)
+        assert process.poll() is None
+        kill(process)
+        time.sleep(0.2)
+        committed, first = recorded(folder), len(server.calls)
+        run(folder)
+        assert len(server.calls) == first, "without the option the old result stands"
+        run(folder, "--retry-failed")
+        assert [call for call in server.calls[first:] if call in committed] == []
+        assert len(server.calls) - len(set(server.calls)) <= CONCURRENCY
+        assert len(set(server.calls)) == 5 * PROMPTS - len(good)
+        assert not good & set(server.calls)
+
+        assert record(folder)["status"] == "ok"
+        assert json.loads(next((folder / "runs").glob("*/report.json")).read_text())["status"] == "ok"
+        assert result(folder) == result(tmp_path / "whole")
+        assert rows(folder)[: len(before)] == before, "a row once recorded is never changed"
+        assert {path.name: path.read_bytes() for path in partial.iterdir()} == kept
+
+        server.calls.clear()
+        assert "nothing was run again" in run(folder)
+        assert "nothing was run again" in run(folder, "--retry-failed")
+        assert server.calls == []
+
+
+def test_what_fails_again_is_a_row_again_and_can_be_asked_for_once_more(tmp_path: Path) -> None:
+    with FaultServer(fault=unlucky) as server:
+        write(tmp_path / "r", server.url, PROMPTS)
+        run(tmp_path / "r")
+        before = rows(tmp_path / "r")
+        failed = sum(row[3] == "infra" for row in before)
+        server.calls.clear()
+        assert f"{failed} units failed" in run(tmp_path / "r", "--retry-failed")
+        assert len(server.calls) == failed
+        again = rows(tmp_path / "r")[len(before) :]
+        assert sorted(row[:5] for row in again) == sorted(row[:5] for row in before if row[3])
+        server.fault = lambda number, body: ""
+        run(tmp_path / "r", "--retry-failed")
+    assert record(tmp_path / "r")["status"] == "ok"
+    assert max(row[5] for row in rows(tmp_path / "r")) == 2
