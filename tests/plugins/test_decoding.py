@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.records import ModelInput
-from cai_plugins.backends.decoding import draw, uniform
+from cai_plugins.backends.decoding import draw, nucleus, uniform
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
 
@@ -209,3 +209,17 @@ def test_the_last_bit_of_a_cumulative_sum_is_no_way_out() -> None:
     logits = torch.full((3, 1000), -1e9)
     logits[:, 0] = 0.0
     assert draw(logits, [Sampling(1)] * 3, [1, 2, 3], [0] * 3) == [0, 0, 0]
+
+
+def test_the_nucleus_of_many_tokens_is_that_of_a_full_sort() -> None:
+    """Rows of 1, some hundred and some thousand tokens together: each is widened as far as it needs."""
+    torch.manual_seed(0)
+    heat = torch.tensor([[0.1], [1.0], [2.0], [20.0]])
+    probabilities = (torch.randn(4, 5000) * 3 / heat).softmax(-1)
+    kept = nucleus(probabilities, torch.full((4, 1), 0.9)) > 0
+    for row, found in zip(probabilities, kept, strict=True):
+        ordered = row.sort(descending=True).values
+        count = int((ordered.double().cumsum(0) < 0.9).sum()) + 1
+        assert torch.equal(found, row >= ordered[count - 1])
+    sizes = kept.sum(-1).tolist()
+    assert sizes[0] < 64 < sizes[1] < 1024 < sizes[3]

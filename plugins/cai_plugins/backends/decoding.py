@@ -623,9 +623,7 @@ class Decoder:
         self.kept.clear()
 
 
-def draw(
-    logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]
-) -> list[int]:
+def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
     """A token per row of ``logits`` [rows, vocabulary]: the first one at which the cumulative probability passes a
     number in [0, 1) that is a hash of the row's seed and step. Nothing else in the batch has a part in it."""
     logits = logits.float()
@@ -655,12 +653,19 @@ def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
         return probabilities
     every = len(narrow) == len(top_p)
     some, limit = (probabilities, top_p) if every else (probabilities[narrow], top_p[narrow])
-    # Sorting the whole vocabulary is slow, and the first thousand tokens nearly always have enough of the mass.
-    ordered = some.topk(min(1024, some.shape[1]), -1).values
-    if bool((ordered.sum(-1, keepdim=True) < limit).any()):
-        ordered = some.sort(-1, descending=True).values
-    before = ordered.cumsum(-1) - ordered
-    least = ordered.gather(1, ((before < limit).sum(-1, keepdim=True) - 1).clamp_min(0))
+    # Sorting the whole vocabulary is slow, and the likeliest few tokens nearly always have enough of the mass.
+    least = torch.zeros_like(limit)
+    rows = torch.arange(len(some), device=some.device)
+    for width in (64, 1024, some.shape[1]):
+        width = min(width, some.shape[1])
+        ordered = some[rows].topk(width, -1).values
+        enough = ordered.sum(-1) >= limit[rows, 0] if width < some.shape[1] else torch.ones_like(rows, dtype=torch.bool)
+        ordered, found = ordered[enough], rows[enough]
+        before = ordered.cumsum(-1) - ordered
+        least[found] = ordered.gather(1, ((before < limit[found]).sum(-1, keepdim=True) - 1).clamp_min(0))
+        rows = rows[~enough]
+        if not len(rows):
+            break
     some = some.masked_fill(some < least, 0.0)
     if every:
         return some

@@ -34,6 +34,7 @@ from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins.backends.decoding import NAME, Decoder, Row, draw, out_of_memory
+from cai_plugins.backends.packed import pack_linear_layers
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.scoring import Scorer, ScoreRow
 
@@ -99,6 +100,7 @@ class TransformersBackend:
                 hint="give a complete causal language model",
             )
         self._model = model.to(self.device).eval()
+        pack_linear_layers(self._model)
         self._tokenizer = tokenizer
         text_config = config.get_text_config()
         self._context_length = int(getattr(text_config, "max_position_embeddings", None) or 2048)
