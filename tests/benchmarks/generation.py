@@ -32,7 +32,7 @@ from cai_core.constitution import load_constitution
 from cai_core.models.catalog import model_path
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.records import Conversation, ModelInput
-from cai_plugins.backends.decoding import _STATE
+from cai_plugins._torch.decoding import _STATE
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
 from cai_plugins.critiques.chat import ChatTemplate

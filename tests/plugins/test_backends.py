@@ -12,7 +12,7 @@ from cai_core.errors import CAIError, UserError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import Message, ModelInput
-from cai_plugins.backends.decoding import nucleus
+from cai_plugins._torch.decoding import nucleus
 from cai_plugins.backends.echo import EchoBackend
 from cai_plugins.backends.plugin import EchoOptions, TransformersOptions, cai_register_backends
 from cai_plugins.backends.transformers import TransformersBackend

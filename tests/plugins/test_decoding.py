@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.records import ModelInput
-from cai_plugins.backends.decoding import draw, nucleus, uniform
+from cai_plugins._torch.decoding import draw, nucleus, uniform
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
 
@@ -171,7 +171,7 @@ def test_every_architecture_gives_the_text_of_a_plain_loop(folder: Path, tmp_pat
 
 
 def test_a_model_that_gives_other_logits_this_way_is_not_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cai_plugins.backends import decoding
+    from cai_plugins._torch import decoding
 
     honest = decoding._attention
     monkeypatch.setitem(

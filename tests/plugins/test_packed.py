@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cai_plugins.backends.packed import PackedLinear, pack_linear_layers
+from cai_plugins._torch.packed import PackedLinear, pack_linear_layers
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 

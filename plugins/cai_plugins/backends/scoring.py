@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from cai_core.types.backend import ScoreRequest
-from cai_plugins.backends.decoding import MIN_FAMILY, MIN_SHARED, close, common_length, out_of_memory
+from cai_plugins._torch.decoding import MIN_FAMILY, MIN_SHARED, close, common_length, out_of_memory
 
 # Our choice. A branch costs attention over the other branches, which is thrown away: in a small model a tree twice as
 # wide as this wastes as much as a shared conversation of 200 tokens saves.
