@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,6 +149,7 @@ def main() -> None:
         for name, (count, work) in methods.items():
             took, found[name] = timed(work)
             seconds[name].append(took / count)
+            print(f"{name}: {took:.1f} s for {count} pairs", file=sys.stderr, flush=True)
     base = statistics.median(seconds["engine, five examples"])
     print(f"{arguments.model}, {arguments.form} form, {tokens:.0f} tokens a prompt, medians of {arguments.rounds}\n")
     print("| method | pairs | pairs/s | the engine with five examples takes |")
