@@ -3,10 +3,12 @@
 Pairs of hh-rlhf, both orders, the `paper` form with five examples. Side by side, on the same requests:
 
   engine      the transformers backend: every beginning that requests share is computed once
-  batched     full prompts in batches, a row for each order and continuation, logits only where they are read
-  one by one  each continuation of each order in a pass of its own
+  batched     full prompts in batches, a row for each order and continuation
+  one by one  each continuation of each order in a pass of its own, as one writes it: `model(ids).logits`
+  the same, frugal: logits only where they are read
 
-and the engine without examples. Probabilities must agree. Each round measures all four, medians are printed.
+and the engine without examples. The plain ways have a model of their own, as transformers opens it. Probabilities must
+agree. Each round measures all of them on the same pairs as far as they go; a pair's time is compared by its tokens.
 
     python tests/benchmarks/label_speed.py --pairs HH_RLHF_FILE [--n 64] [--rounds 3] [--model NAME_OR_FOLDER]
 """
@@ -24,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from cai_core.constitution import load_constitution
 from cai_core.models.catalog import CATALOG, model_path
@@ -35,6 +38,7 @@ from cai_plugins.backends.transformers import TransformersBackend
 from cai_plugins.labelers.plugin import LogprobOptions, make_logprob
 
 Found = dict[str, tuple[float, ...]]
+ENGINE = "engine, five examples"
 
 
 def requests_for(pairs: Sequence[Pair], shots: int, form: str) -> list[ScoreRequest]:
@@ -57,24 +61,23 @@ def requests_for(pairs: Sequence[Pair], shots: int, form: str) -> list[ScoreRequ
 
 
 class Plain:
-    """Scoring without any sharing, on the model that the engine has opened."""
+    """Scoring without any sharing."""
 
-    def __init__(self, backend: TransformersBackend) -> None:
-        backend._open()
+    def __init__(self, backend: TransformersBackend, model: str) -> None:
         self.backend = backend
-        self.model = backend._model
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
-    def one_by_one(self, requests: Sequence[ScoreRequest]) -> Found:
+    def one_by_one(self, requests: Sequence[ScoreRequest], frugal: bool = False) -> Found:
         """A pass for each continuation."""
-        return {r.id: tuple(self._rows([self._ids(r, c)])[0] for c in r.continuations) for r in requests}
+        return {r.id: tuple(self._rows([self._ids(r, c)], frugal)[0] for c in r.continuations) for r in requests}
 
-    def batched(self, requests: Sequence[ScoreRequest], size: int = 16) -> Found:
+    def batched(self, requests: Sequence[ScoreRequest], frugal: bool = False, size: int = 8) -> Found:
         """Batches in the order of the file."""
         rows = [(r, k, self._ids(r, c)) for r in requests for k, c in enumerate(r.continuations)]
         found: dict[str, dict[int, float]] = {}
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            for (r, k, _), value in zip(part, self._rows([ids for _, _, ids in part]), strict=True):
+            for (r, k, _), value in zip(part, self._rows([ids for _, _, ids in part], frugal), strict=True):
                 found.setdefault(r.id, {})[k] = value
         return {name: tuple(values[k] for k in sorted(values)) for name, values in found.items()}
 
@@ -83,18 +86,16 @@ class Plain:
         return self.backend._encode(request.input), list(after)
 
     @torch.inference_mode()
-    def _rows(self, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    def _rows(self, rows: list[tuple[list[int], list[int]]], frugal: bool) -> list[float]:
         width = max(len(ids) + len(after) for ids, after in rows)
-        keep = max(len(after) for _, after in rows) + 1
         ids = torch.tensor([[0] * (width - len(i) - len(a)) + i + a for i, a in rows])
-        mask = torch.tensor([[0] * (width - len(i) - len(a)) + [1] * (len(i) + len(a)) for i, a in rows])
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=False,
-            logits_to_keep=keep,
-        ).logits
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if len(rows) > 1:
+            mask = torch.tensor([[0] * (width - len(i) - len(a)) + [1] * (len(i) + len(a)) for i, a in rows])
+            given |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        if frugal:
+            given["logits_to_keep"] = max(len(after) for _, after in rows) + 1
+        logits = self.model(**given).logits
         values = []
         for row, (_, after) in zip(logits, rows, strict=True):
             steps = row[-len(after) - 1 : -1].float().log_softmax(-1)
@@ -122,7 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = str(model_path(arguments.model)) if arguments.model in CATALOG else arguments.model
     backend = TransformersBackend(TransformersOptions(model=model), "cpu")
-    plain = Plain(backend)
+    backend._open()
+    plain = Plain(backend, model)
     every = sorted(read_pairs(arguments.pairs, 1000), key=lambda pair: pair.id)
     # Pairs that do not fit are failures of the engine, which would make it look fast.
     pairs = [p for p in every if len(str(p)) < 4 * backend.context_length // 2][: arguments.n]
@@ -137,31 +139,36 @@ def main() -> None:
             found[scores.id] = scores.logprobs
         return found
 
-    methods: dict[str, tuple[int, Callable[[], Found]]] = {
-        "engine, five examples": (arguments.n, lambda: engine(five)),
-        "engine, no examples": (arguments.n, lambda: engine(none)),
-        "batched, five examples": (arguments.batched, lambda: plain.batched(five[: 2 * arguments.batched])),
-        "one by one, five examples": (arguments.one_by_one, lambda: plain.one_by_one(five[: 2 * arguments.one_by_one])),
+    few, one = five[: 2 * arguments.batched], five[: 2 * arguments.one_by_one]
+    methods: dict[str, tuple[list[ScoreRequest], Callable[[], Found]]] = {
+        ENGINE: (five, lambda: engine(five)),
+        "engine, no examples": (none, lambda: engine(none)),
+        "batched, five examples": (few, lambda: plain.batched(few)),
+        "the same, frugal": (few, lambda: plain.batched(few, frugal=True)),
+        "one by one, five examples": (one, lambda: plain.one_by_one(one)),
+        "one by one, frugal": (one, lambda: plain.one_by_one(one, frugal=True)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     found: dict[str, Found] = {}
     for _ in range(arguments.rounds):
-        for name, (count, work) in methods.items():
+        for name, (asked, work) in methods.items():
             took, found[name] = timed(work)
-            seconds[name].append(took / count)
-            print(f"{name}: {took:.1f} s for {count} pairs", file=sys.stderr, flush=True)
-    base = statistics.median(seconds["engine, five examples"])
+            # Of few pairs the lengths matter: their time is that of so many pairs as have as many tokens on average.
+            size = sum(len(backend._encode(r.input)) for r in asked)
+            every_size = sum(len(backend._encode(r.input)) for r in (none if asked is none else five))
+            seconds[name].append(took * every_size / size / arguments.n)
+            print(f"{name}: {took:.1f} s for {len(asked) // 2} pairs", file=sys.stderr, flush=True)
+    base = statistics.median(seconds[ENGINE])
     print(f"{arguments.model}, {arguments.form} form, {tokens:.0f} tokens a prompt, medians of {arguments.rounds}\n")
-    print("| method | pairs | pairs/s | the engine with five examples takes |")
+    print("| method | pairs | pairs/s | the engine with five examples is |")
     print("| --- | --- | --- | --- |")
-    for name, (count, _) in methods.items():
-        one = statistics.median(seconds[name])
-        print(f"| {name} | {count} | {1 / one:.2f} | 1/{one / base:.2f} of its time |")
+    for name, (asked, _) in methods.items():
+        one_pair = statistics.median(seconds[name])
+        print(f"| {name} | {len(asked) // 2} | {1 / one_pair:.2f} | {one_pair / base:.2f} times as fast |")
     print(f"\nExamples cost {base / statistics.median(seconds['engine, no examples']):.2f} times no examples.")
     for name in ("batched, five examples", "one by one, five examples"):
         apart = max(
-            abs(_probability(values) - _probability(found["engine, five examples"][request]))
-            for request, values in found[name].items()
+            abs(_probability(values) - _probability(found[ENGINE][request])) for request, values in found[name].items()
         )
         print(f"Largest difference of P(A) to {name}: {apart:.1e}")
 
