@@ -116,6 +116,9 @@ class RunDisplay:
         )
         shown = [fact for fact in facts if fact != status]
         self.console.print(f"{escape(stage):<22} {mark:<20} {escape(', '.join(shown))}")
+        if status != "reused":
+            for note in info.get("notes") or ():
+                self.console.print(f"  [dim]{escape(clean(str(note)))}[/]")
         if self._labels and "labels" in info and "warnings" in info:
             from cai_core.pipeline.labels import statistics_lines
 

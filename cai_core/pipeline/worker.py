@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import resource
 import shutil
@@ -26,6 +27,8 @@ from cai_core.plugins import load_plugins
 from cai_core.registry import Registry
 
 FULL = 1 << 20  # bytes: less than any artifact needs; our choice
+WARNINGS = 20  # texts of warnings that become notes of a stage; our choice
+
 
 def main(arguments: list[str]) -> int:
     """Run the job file named by the only argument. Returns the exit code."""
@@ -64,13 +67,17 @@ def run_job(spec: JobSpec, emit: Any) -> None:
     from cai_core.pipeline.stages import STAGES
 
     start = time.monotonic()
-    registry = Registry(load_plugins(disable=spec.disabled_plugins))
-    job = Job(spec, registry, emit, pick_device(spec.device))
+    plugins = load_plugins(disable=spec.disabled_plugins)
+    warned = _Warned({"cai_core", *(offer.origin.partition(".")[0] for offer in plugins.offers)})
+    # The second one writes what without any handler would have gone to the stage's log.
+    logging.basicConfig(level=logging.WARNING, handlers=[warned, logging.StreamHandler()])
+    job = Job(spec, Registry(plugins), emit, pick_device(spec.device))
     folder = job.artifacts.begin(spec.kind, spec.digest)
     try:
         job.check_inputs()
         job.workdir.mkdir(parents=True, exist_ok=True)
         info = STAGES[spec.kind](job, folder)
+        info["notes"] = [*info.get("notes", ()), *warned.texts]
         info["constitution"] = {key: spec.constitution[key] for key in ("id", "version", "digest")}
         info["seconds"] = round(time.monotonic() - start, 1)
         info["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
@@ -86,6 +93,21 @@ def run_job(spec: JobSpec, emit: Any) -> None:
         job.close()
     shutil.rmtree(job.workdir, ignore_errors=True)
     emit({"event": "done", "info": info})
+
+
+class _Warned(logging.Handler):
+    """Collects what components warn of, each text once, so that it is told and not only written to a log."""
+
+    def __init__(self, packages: set[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.packages = packages
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Libraries warn of much that nobody can change: only components and the core are heard."""
+        text = record.getMessage()
+        if record.name.partition(".")[0] in self.packages and text not in self.texts and len(self.texts) < WARNINGS:
+            self.texts.append(text)
 
 
 def pick_device(wanted: str) -> str:

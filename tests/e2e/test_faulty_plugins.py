@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 PLUGIN = '''
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -57,6 +58,9 @@ class Labeler:
 
     def labels(self, comparisons):
         for number, c in enumerate(comparisons):
+            if self.fault == "warns":
+                logging.getLogger(__name__).warning("going on with half as many at a time")
+                logging.getLogger("some_library").warning("a deprecation")
             if self.fault == "raises":
                 raise KeyError("verdict")
             if self.fault == "drops one" and number == 0:
@@ -299,6 +303,18 @@ def test_a_broken_contract_stops_the_stage_and_names_the_component(override: str
 def test_a_component_gets_the_model_that_it_declared(home: Path) -> None:
     code, said = cai(home, "reward=asking")
     assert code == 0, said
+
+
+def test_what_a_component_warns_of_is_told_once_and_kept(home: Path) -> None:
+    code, said = cai(home, "label.labeler={name: faulty, fault: warns}", "name=warns")
+    assert code == 0, said
+    assert said.count("going on with half as many at a time") == 1
+    assert "a deprecation" not in said
+    (run,) = (home / "runs").glob("warns-*")
+    assert "going on with half as many at a time" in (run / "report.json").read_text()
+    log = (run / "logs/label.log").read_text()
+    assert log.count("going on with half as many at a time") > 1
+    assert "a deprecation" in log
 
 
 def test_nothing_was_lost_by_all_that(home: Path) -> None:
