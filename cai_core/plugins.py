@@ -79,6 +79,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
+LEARNT_FROM = ("prompts", "reward", "label")
 INJECTED = ("backend", "prompts", "principle_sampler", "critique_template", "labeler", "trainer", "reward_model")
 """Kinds that a component may ask its context for: those of which a recipe has one."""
 
@@ -416,6 +417,9 @@ def _check_component(kind: Kind, component: Any) -> None:
         raise _Refused(f"{what}: roles {component.roles!r}", f"Give a tuple of roles: {', '.join(ROLES)}.")
     if component.roles_of is not None and not callable(component.roles_of):
         raise _Refused(f"{what}: roles_of is not callable", "Pass a function of options, or leave it out.")
+    sources: Any = component.learns_from
+    if not isinstance(sources, (tuple, list)) or not sources or not all(name in LEARNT_FROM for name in sources):
+        raise _Refused(f"{what}: learns_from {sources!r}", f"Give a tuple of some of {', '.join(LEARNT_FROM)}.")
     allowed = [name for name in INJECTED if name != kind.name]
     if not isinstance(needs, (tuple, list)) or not all(need in allowed for need in needs):
         raise _Refused(f"{what}: needs {needs!r}", f"Give a tuple of what can be asked for: {', '.join(allowed)}.")

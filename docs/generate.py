@@ -157,6 +157,8 @@ def component_lines(offer: Offer) -> list[str]:
     lines += [*markdown(about), ""]
     if component.needs:
         lines += [f"Asks the recipe for: {', '.join(f'`{need}`' for need in component.needs)}.", ""]
+    if offer.kind == "rl_algorithm":
+        lines += [f"Learns from: {', '.join(f'`{name}`' for name in component.learns_from)}.", ""]
     if component.roles:
         lines += [f"Asks the models in the roles: {', '.join(f'`{role}`' for role in component.roles)}.", ""]
     rows = option_rows(component.options)

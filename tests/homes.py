@@ -21,6 +21,8 @@ SMALL = [
     *("-o", "evaluate.sampling.max_new_tokens=8", "-o", "label.audit={name: judge_audit, limit: 8}"),
     *("-o", "options.evaluator.hhh.limit=6"),
     *("-o", "options.rl_algorithm.grpo={steps: 2, prompts_per_step: 1, samples_per_prompt: 2, max_new_tokens: 6}"),
+    *("-o", "options.rl_algorithm.rloo={steps: 2, prompts_per_step: 1, samples_per_prompt: 2, max_new_tokens: 6}"),
+    *("-o", "options.rl_algorithm.dpo={batch_size: 2}"),
     *("-o", "options.rl_algorithm.best_of_n={n: 2, max_new_tokens: 6}"),
 ]
 

@@ -113,6 +113,8 @@ def show_command(name: str, kind: str | None, as_json: bool) -> None:
         click.echo(f"  does what {protocol.__module__}.{protocol.__name__} says")
         if component.needs:
             click.echo(clean(f"  needs: {', '.join(component.needs)}", one_line=True))
+        if offer.kind == "rl_algorithm":
+            click.echo(clean(f"  learns from: {', '.join(component.learns_from)}", one_line=True))
         if component.roles:
             click.echo(clean(f"  asks the models in the roles: {', '.join(component.roles)}", one_line=True))
         rows = option_rows(component.options)

@@ -91,6 +91,10 @@ class _Context:
         """None is there."""
         raise UserError(f"the component needs a {kind}; its prompts can only be seen in a run")
 
+    def preferences(self) -> Any:
+        """None are there."""
+        raise UserError("the component needs labels; its prompts can only be seen in a run")
+
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
         """Write down."""
         for request in requests:

@@ -18,7 +18,7 @@ from cai_core.store.canonical import file_sha256
 class ComponentUse:
     """A component as a stage uses it. ``options``: all of them, JSON; ``identity_options``: those that a digest
     covers, with the content of files in place of their paths. ``role``: of the model that a backend holds, where that
-    is not the stage's own."""
+    is not the stage's own. ``learns_from``: of an RL algorithm."""
 
     kind: str
     id: str
@@ -29,6 +29,7 @@ class ComponentUse:
     needs: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     role: str = ""
+    learns_from: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What the digest of a stage covers of it."""
@@ -94,6 +95,9 @@ class Resolver:
         if kind == "backend":
             identity.pop("model", None)
         component = offer.component
+        needs, learns_from = tuple(component.needs), tuple(component.learns_from) if kind == "rl_algorithm" else ()
+        if "reward" in learns_from:
+            needs = ("reward_model", *needs)
         return ComponentUse(
             kind,
             offer.id,
@@ -101,8 +105,9 @@ class Resolver:
             offer.version,
             dumped,
             identity,
-            tuple(component.needs),
+            needs,
             _roles(offer, options),
+            learns_from=learns_from,
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:

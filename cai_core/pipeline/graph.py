@@ -1,8 +1,9 @@
 """A recipe as a graph of named stage instances.
 
-``prompts -> revise -> sft -> pairs -> label -> reward -> rl -> answers -> evaluate -> report``, each optional. Branches
-share every stage that their overrides leave equal; ``iterate: N`` repeats pairs -> label -> reward -> rl with the
-current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]`` (iteration), ``rl[grpo,2]``.
+``prompts -> revise -> sft -> pairs -> label -> reward -> rl -> answers -> evaluate -> report``, each optional; ``rl``
+takes what its algorithm learns from. Branches share every stage that their overrides leave equal; ``iterate: N``
+repeats pairs -> label -> reward -> rl with the current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]``
+(iteration), ``rl[grpo,2]``.
 """
 
 from __future__ import annotations
@@ -244,10 +245,13 @@ class _Builder:
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
             models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
             return Stage("", kind, {"label": latest["label"]}, models, uses)
-        if recipe.rl is None or not self._needs(kind, latest, "reward"):
+        if recipe.rl is None:
             return None
-        uses = self._uses([("rl_algorithm", recipe.rl, ("rl",))], recipe, always=("reward_model",))
-        inputs = {"prompts": latest["prompts"], "reward": latest["reward"]}
+        uses = self._uses([("rl_algorithm", recipe.rl, ("rl",))], recipe)
+        sources = next((use.learns_from for use in uses if use.kind == "rl_algorithm"), ())
+        if not all([self._needs(f"rl: {recipe.rl.name}", latest, source, path=("rl",)) for source in sources]):
+            return None
+        inputs = {source: latest[source] for source in sources}
         models = self._roles(recipe, uses, {"policy": self._policy(recipe, latest)})
         return Stage("", kind, inputs, models, uses)
 
@@ -313,11 +317,10 @@ class _Builder:
         *,
         backend: bool = True,
         role: str = "",
-        always: tuple[str, ...] = (),
     ) -> tuple[ComponentUse, ...]:
-        """Resolve ``wanted``, what those declare to need, the kinds in ``always`` and the backend."""
+        """Resolve ``wanted``, what those declare to need and the backend."""
         uses: list[ComponentUse] = []
-        needs: list[str] = list(always)
+        needs: list[str] = []
         for kind, ref, path in wanted:
             use = self.resolver.use(kind, ref, self.file, path, self.problems)
             if use is not None:
@@ -392,10 +395,11 @@ class _Builder:
             self._problem(path, f"the stage {name[1:]} makes no language model", "use @sft or @rl")
         return ModelUse(stage=name[1:])
 
-    def _needs(self, kind: str, latest: Mapping[str, str], other: str) -> bool:
+    def _needs(self, kind: str, latest: Mapping[str, str], other: str, *, path: tuple[str | int, ...] = ()) -> bool:
         if other in latest:
             return True
-        self._problem((kind,), f"`{kind}` needs the stage `{other}`, which the recipe does not have", f"add `{other}:`")
+        hint = f"add `{other}:`"
+        self._problem(path or (kind,), f"`{kind}` needs the stage `{other}`, which the recipe does not have", hint)
         return False
 
     def _put(self, stage: Stage) -> None:

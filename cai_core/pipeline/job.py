@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from cai_core.errors import CAIError, EnvironmentProblem, PluginError, UserError
 from cai_core.pipeline.components import build_component
+from cai_core.pipeline.labels import preferences
 from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import derive_seed
@@ -19,6 +20,7 @@ from cai_core.store.ledger import SQLiteLedger
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Principle, constitution_from
 from cai_core.types.prompts import Prompt
+from cai_core.types.reward import Preference
 
 SCHEMA_VERSION = 1
 
@@ -119,6 +121,15 @@ class Job:
                 built.load(self.input("reward").path / "model")
             self._components[kind] = built
         return self._components[kind]
+
+    def preferences(self) -> list[Preference]:
+        """See ``StageContext``."""
+        if "label" not in self.spec.inputs:
+            raise PluginError(
+                "a component asked for the run's labels",
+                hint='an algorithm that learns from them must name "label" in `learns_from` of Component',
+            )
+        return preferences(self.input("label"))[0]
 
     # what stage functions use ------------------------------------------------------------------------------------
 

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cai_core.calibration import accuracy, brier, calibration_error, length_slope
+from cai_core.pipeline.tables import LABELS
 from cai_core.store.artifacts import Artifact
+from cai_core.store.tables import read_table
+from cai_core.types.records import conversation
+from cai_core.types.reward import Preference
 
 CHANCE = 0.5  # two options
 # Our choices. A judge whose choice changes with the order more often than not judges the order; labels that follow
@@ -141,7 +145,23 @@ def statistics_lines(statistics: Mapping[str, Any], *, principles: bool = True) 
         yield f"  {entry['id']:<40} {', '.join(parts)}"
 
 
-# the audit -----------------------------------------------------------------------------------------------------------
+# what is learnt from, and the audit ----------------------------------------------------------------------------------
+
+
+def preferences(labels: Artifact) -> tuple[list[Preference], int]:
+    """The labelled pairs of a stage ``label``, in its order, and how many of its pairs have no label."""
+    source = "human" if by_people(use["id"] for use in labels.identity["components"]) else "ai"
+    rows = list(read_table(labels.path / "labels.parquet", LABELS))
+    found = [_preference(row, source) for row in rows if row["p_a"] is not None]
+    return found, len(rows) - len(found)
+
+
+def _preference(row: Mapping[str, Any], source: str) -> Preference:
+    """``source``: of pairs whose file names none."""
+    said = _evidence(row)
+    prompt = conversation(row["prompt"])
+    named, weight = said.get("source") or source, said.get("weight", 1.0)
+    return Preference(row["id"], prompt, row["a"], row["b"], row["p_a"], source=named, weight=weight)
 
 
 def by_people(components: Iterable[str]) -> bool:

@@ -211,6 +211,8 @@ def _curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
             continue
         curve = _load(artifact, "training.json")["curve"]
         main, title = titles[artifact.kind]
+        if artifact.kind == "rl" and not any(main in row for row in curve):  # learnt from labels
+            main, title = "loss", "RL loss"
         wanted = [main, "kl"] if artifact.kind == "rl" else [main]
         for value in wanted:
             points = [(row["step"], row[value]) for row in curve if value in row and "step" in row]

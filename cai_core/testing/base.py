@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from cai_core.plugins import Offer, load_plugins
 from cai_core.registry import Registry, identity_options
 from cai_core.testing.context import TestContext
 from cai_core.types.backend import Backend
+from cai_core.types.reward import Preference
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "evaluate", "peft", "accelerate", "scipy")
 """What a plugin's module may not import at the top: ``cai plugins list`` imports it."""
@@ -86,10 +87,11 @@ class Conformance:
         backend: Backend | None = None,
         components: Mapping[str, Any] | None = None,
         changed: Mapping[str, Mapping[str, Any]] | None = None,
+        labels: Sequence[Preference] | None = None,
     ) -> TestContext:
         """A context with all that ``needs`` names. changed: kind -> options of a needed component that differ."""
         backends = {"": backend} if backend is not None else {}
-        context = TestContext(folder, stop_at=stop_at, seed=seed, backends=backends)
+        context = TestContext(folder, stop_at=stop_at, seed=seed, backends=backends, labels=labels)
         for kind, (name, options) in self.needs.items():
             context.components[kind] = build(kind, name, {**options, **(changed or {}).get(kind, {})}, context)
         context.components.update(components or {})

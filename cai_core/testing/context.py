@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution, Principle
+from cai_core.types.reward import Preference
 
 PRINCIPLES = (
     Principle(
@@ -56,7 +57,8 @@ class TestProgress:
 
 
 class TestContext:
-    """A ``StageContext``. backends: role -> backend, "" for all other roles. components: kind -> object."""
+    """A ``StageContext``. backends: role -> backend, "" for all other roles. components: kind -> object.
+    labels: for ``preferences``."""
 
     __test__ = False
 
@@ -69,6 +71,7 @@ class TestContext:
         components: Mapping[str, Any] | None = None,
         constitution: Constitution = CONSTITUTION,
         stop_at: int | None = None,
+        labels: Sequence[Preference] | None = None,
     ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self.seed = seed
@@ -78,6 +81,7 @@ class TestContext:
         self.progress = TestProgress(stop_at)
         self.backends = dict(backends or {})
         self.components = dict(components or {})
+        self.labels = labels
 
     def backend(self, role: str) -> Backend:
         """The backend of this role."""
@@ -90,3 +94,9 @@ class TestContext:
         if kind not in self.components:
             raise AssertionError(f"the component asked for a {kind}; name it in `needs` of Component and of the test")
         return self.components[kind]
+
+    def preferences(self) -> Sequence[Preference]:
+        """The labels given."""
+        if self.labels is None:
+            raise AssertionError('the component asked for labels; name "label" in `learns_from` of Component and here')
+        return self.labels

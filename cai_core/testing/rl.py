@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from cai_core.testing.training import check_model, check_result, same_weights
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message, ModelInput
-from cai_core.types.reward import Exchange, Preference
+from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_core.types.rl import RLAlgorithm
 from cai_core.types.trainer import TrainResult
 
@@ -47,10 +48,12 @@ class Broken(LetterE):
 class RLAlgorithmConformance(Conformance):
     """See ``Conformance``. ``options`` must be enough to raise the share of one letter in a tiny model's answers.
     short: options for a run of a few steps. frozen: those that make the learning rate zero, and ``frozen_needs`` of
-    components that it needs. checkpointed: options with a checkpoint at every step or two. stop_at: number
-    of the progress report at which the crash comes, after the first checkpoint and before the end of a short run."""
+    components that it needs. learns_from: as the component declares it. checkpointed: options with a
+    checkpoint at every step or two. stop_at: number of the progress report at which the crash comes, after the first
+    checkpoint and before the end of a short run."""
 
     kind = "rl_algorithm"
+    learns_from: ClassVar[tuple[str, ...]] = ("prompts", "reward")
     short: ClassVar[Mapping[str, Any]] = {"steps": 4}
     frozen: ClassVar[Mapping[str, Any]] = {"learning_rate": 0}
     frozen_needs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -60,6 +63,16 @@ class RLAlgorithmConformance(Conformance):
     def prompts(self) -> list[Prompt]:
         """Eight questions."""
         return [Prompt(f"p{n}", (Message("user", f"How do I bake {n} breads?"),)) for n in range(8)]
+
+    def labels(self, policy: Path) -> list[Preference]:
+        """Pairs of the policy's own answers, preferred by how many more of the letter the one has: four per prompt."""
+        pairs = []
+        for n, prompt in enumerate(self.prompts()):
+            texts, shares = self.sampled(policy, [prompt], 8, seed=5000 + n)
+            for k in range(0, 8, 2):
+                p_a = 1 / (1 + math.exp(40 * (shares[k + 1] - shares[k])))
+                pairs.append(Preference(f"{prompt.id}/{k}", prompt.messages, texts[k], texts[k + 1], p_a))
+        return pairs
 
     def train(
         self,
@@ -71,24 +84,45 @@ class RLAlgorithmConformance(Conformance):
         stop_at: int | None = None,
         needs: Mapping[str, Mapping[str, Any]] | None = None,
         prompts: Sequence[Prompt] | None = None,
+        labels: Sequence[Preference] | None = None,
         **changed: Any,
     ) -> TrainResult:
-        """One training by a new object."""
-        context = self.context(folder, stop_at=stop_at, backend=local_model(policy), changed=needs)
+        """One training by a new object, which is given what it declares to learn from."""
+        if "label" not in self.learns_from:
+            labels = None
+        elif labels is None:
+            labels = self.labels(policy)
+        if "prompts" not in self.learns_from:
+            prompts = ()
+        elif prompts is None:
+            prompts = self.prompts()
+        reward = (reward or LetterE()) if "reward" in self.learns_from else NoReward()
+        context = self.context(folder, stop_at=stop_at, backend=local_model(policy), changed=needs, labels=labels)
         algorithm: RLAlgorithm = self.make(context, **changed)
-        return algorithm.train(policy, self.prompts() if prompts is None else prompts, reward or LetterE(), out)
+        return algorithm.train(policy, prompts, reward, out)
 
-    def rewards(self, policy: Path) -> list[float]:
-        """The reward of 128 samples, the same seeds for every policy."""
+    def sampled(
+        self, policy: Path, prompts: Sequence[Prompt], count: int, seed: int = 0
+    ) -> tuple[list[str], list[float]]:
+        """``count`` answers to each prompt with their rewards, the same seeds for every policy."""
         requests = [
-            GenerateRequest(f"{p.id}/{k}", ModelInput(messages=p.messages), Sampling(12), 1000 * k + n)
-            for n, p in enumerate(self.prompts())
-            for k in range(16)
+            GenerateRequest(f"{p.id}/{k}", ModelInput(messages=p.messages), Sampling(12), seed + 1000 * k + n)
+            for n, p in enumerate(prompts)
+            for k in range(count)
         ]
         backend = local_model(policy)
-        done = list(backend.generate(requests))
+        done = {item.id: item.text for item in backend.generate(requests)}
         backend.close()
-        return LetterE().score([Exchange(item.id, (), item.text) for item in done])
+        texts = [done[request.id] for request in requests]
+        return texts, LetterE().score([Exchange("", (), text) for text in texts])
+
+    def rewards(self, policy: Path) -> list[float]:
+        """The reward of 128 samples."""
+        return self.sampled(policy, self.prompts(), 16)[1]
+
+    def test_declares_what_it_learns_from(self) -> None:
+        """``learns_from`` of the registered component and of this test are the same."""
+        assert sorted(self.offer().component.learns_from) == sorted(self.learns_from)
 
     def test_it_raises_a_scripted_reward(self, tmp_path: Path, cai_tiny_model: Path) -> None:
         """Samples of the new policy earn more than those of the old one, by two standard errors at least; the curve
@@ -97,7 +131,7 @@ class RLAlgorithmConformance(Conformance):
         result = self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out")
         check_result(result)
         assert result.curve
-        assert all("reward" in row for row in result.curve)
+        assert "reward" not in self.learns_from or all("reward" in row for row in result.curve)
         check_model(tmp_path / "out")
         assert before == {path.name: path.read_bytes() for path in cai_tiny_model.iterdir() if path.is_file()}
         old, new = self.rewards(cai_tiny_model), self.rewards(tmp_path / "out")
@@ -123,14 +157,16 @@ class RLAlgorithmConformance(Conformance):
         assert [dict(row) for row in again.curve] == [dict(row) for row in whole.curve]
 
     def test_a_reward_that_is_no_number_stops_it(self, tmp_path: Path, cai_tiny_model: Path) -> None:
-        """Nothing is learnt from NaN: ``CAIError``."""
+        """Nothing is learnt from NaN, be it a reward or a label: ``CAIError``."""
+        labels = [replace(pair, p_a=math.nan) for pair in self.labels(cai_tiny_model)]
         with pytest.raises(CAIError):
-            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", reward=Broken(), **self.short)
+            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", reward=Broken(), labels=labels, **self.short)
+        assert not (tmp_path / "out").exists()
 
     def test_no_prompt_is_the_users_error(self, tmp_path: Path, cai_tiny_model: Path) -> None:
-        """``UserError``, and nothing is written."""
+        """Nor no label: ``UserError``, and nothing is written."""
         with pytest.raises(UserError):
-            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", prompts=[], **self.short)
+            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", prompts=[], labels=[], **self.short)
         assert not (tmp_path / "out").exists()
 
 

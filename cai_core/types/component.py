@@ -32,6 +32,10 @@ class Component(Generic[P_co]):
         reward model that asks the "judge". Whoever needs a component gets the models of its roles too.
     roles_of: of options, those of ``roles`` that are asked for with them, e.g. none where an option is off; without it
         all are, whatever the options.
+    learns_from: of an RL algorithm, the stages whose results it learns from: "prompts", "reward" (the fitted reward
+        model) and "label" (the labelled pairs, ``context.preferences()``). A recipe must have these, and a result
+        depends on no other. One that does not name "prompts" or "reward" is given no prompts, or a reward model that
+        refuses to score.
     """
 
     name: str
@@ -42,3 +46,4 @@ class Component(Generic[P_co]):
     needs: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     roles_of: Callable[[Any], Collection[str]] | None = None
+    learns_from: tuple[str, ...] = ("prompts", "reward")

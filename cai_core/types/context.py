@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution
+from cai_core.types.reward import Preference
 
 
 class Progress(Protocol):
@@ -42,4 +44,9 @@ class StageContext(Protocol):
 
     def component(self, kind: str) -> Any:
         """The component of another kind that this one declared in ``needs``."""
+        ...
+
+    def preferences(self) -> Sequence[Preference]:
+        """The run's labelled pairs, for an RL algorithm that declared "label" in ``learns_from``: those that have a
+        label, in the order of the stage ``pairs``."""
         ...

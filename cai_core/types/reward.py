@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cai_core.errors import PluginError
 from cai_core.types.records import Conversation
 from cai_core.types.trainer import TrainResult
 
@@ -56,3 +57,25 @@ class RewardModel(Protocol):
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """One finite score per exchange, in the same order, independent of the batch up to float rounding."""
         ...
+
+
+class NoReward:
+    """Handed to an RL algorithm that does not learn from a reward: every use of it is a ``PluginError``."""
+
+    def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:
+        """Raises."""
+        raise self._error()
+
+    def load(self, path: Path) -> None:
+        """Raises."""
+        raise self._error()
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        """Raises."""
+        raise self._error()
+
+    def _error(self) -> PluginError:
+        return PluginError(
+            "the algorithm asked for a reward that it does not learn from",
+            hint='its author must name "reward" in `learns_from` of Component',
+        )

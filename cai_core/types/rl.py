@@ -1,4 +1,4 @@
-"""RL algorithms: policy + prompts + reward -> policy."""
+"""RL algorithms: policy + prompts + reward (or labels) -> policy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from cai_core.types.trainer import TrainResult
 
 
 class RLAlgorithm(Protocol):
-    """Improves a policy against a reward. The reference model is the policy as given.
+    """Improves a policy against a reward, or on the run's labels. The reference model is the policy as given.
 
-    Order: ``curve`` has one row per step, rising, with at least ``step`` and ``reward``.
+    What it learns from is declared (``Component.learns_from``): prompts and a reward unless it says otherwise. Labels
+    are in ``context.preferences()``; prompts that were not declared are empty, and a reward refuses to score.
+    Order: ``curve`` has one row per step, rising, with at least ``step``, and ``reward`` where it learns from one.
     Shapes and units: ``reward`` is the mean over that step's samples; ``kl``, where the algorithm knows it, is to the
     reference, in nats per sequence.
     Ownership: the folder ``policy`` is read only; ``out`` is new and the algorithm's; checkpoints go to
     ``context.workdir``. The reward model is fitted and belongs to the caller; ``context.backend("policy")`` is the
     policy as given.
-    Errors: ``UserError`` when prompts or options do not fit (no prompt among them), ``CAIError`` when a reward or a
-    loss is not finite. Nothing is learnt from such a reward.
+    Errors: ``UserError`` when prompts, labels or options do not fit (none of them given, a label that is no
+    probability), ``CAIError`` when a reward or a loss is not finite. Nothing is learnt from such a reward.
     Determinism: the same arguments, options and seed give the same weights on the same device and number of threads,
     also when a crash and a restart lie between; learning rate 0 gives the weights that went in, bit for bit.
     """

@@ -287,6 +287,21 @@ class TestGRPOLora(RLAlgorithmConformance):
     }
 
 
+class TestRLOO(RLAlgorithmConformance):
+    component_id = "cai-core/rloo"
+    options = {
+        "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "lora": None,
+        "learning_rate": 1e-2, "normalize_advantages": True,
+    }
+
+
+class TestDPO(RLAlgorithmConformance):
+    component_id = "cai-core/dpo"
+    options = {"lora": None, "learning_rate": 1e-2, "batch_size": 4, "epochs": 4}
+    learns_from = ("label",)
+    short = {"epochs": 1}
+
+
 class TestBestOfN(RLAlgorithmConformance):
     component_id = "cai-core/best_of_n"
     options = {"n": 24, "max_new_tokens": 8}

@@ -121,6 +121,36 @@ def test_what_a_component_asks_for_comes_with_its_models(tmp_path: Path) -> None
     assert found["evaluate"].settings["models"] == ["base", "sft", "rl"], "it is asked and not evaluated"
 
 
+def test_an_algorithm_gets_the_stages_that_it_learns_from(tmp_path: Path) -> None:
+    """`dpo` learns from labels: it needs no reward model and no prompts, and depends on neither."""
+    found = {stage.id: stage for stage in graph_of(tmp_path, FULL, "rl=dpo").stages}
+    assert found["rl"].inputs == {"label": "label"}
+    assert {use.kind for use in found["rl"].components} == {"rl_algorithm", "backend"}
+    before = digests(graph_of(tmp_path, FULL, "rl=dpo"))
+    assert before["rl"] == digests(graph_of(tmp_path, FULL, "rl=dpo", "reward=rules"))["rl"]
+    assert before["rl"] != digests(graph_of(tmp_path, FULL, "rl=dpo", "label.labeler.shots=1"))["rl"]
+    alone = FULL.replace("reward: preference\n", "").replace("rl: grpo", "rl: dpo")
+    alone = alone.replace("preference_model, ", "").replace(", preference_model", "")
+    stages = {stage.id: stage for stage in graph_of(tmp_path, alone).stages}
+    assert "reward" not in stages
+    assert stages["rl"].inputs == {"label": "label"}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "How?", "a": "So.", "b": "No."}\n')
+    text = "name: t\nmodels: {base: org/model}\npairs: {path: pairs.jsonl}\nlabel: logprob\nrl: dpo\n"
+    assert [s.id for s in graph_of(tmp_path, text).stages] == ["audit", "pairs", "label", "rl", "report"]
+    with pytest.raises(UserErrors, match=r"`rl: dpo` needs the stage `label`, which the recipe does not have"):
+        graph_of(tmp_path, "name: t\nmodels: {base: org/model}\nprompts: builtin\nrl: dpo\n")
+    with pytest.raises(UserErrors, match=r"`rl: grpo` needs the stage `reward`"):
+        graph_of(tmp_path, "name: t\nmodels: {base: org/model}\nprompts: builtin\nrl: grpo\n")
+
+
+def test_iterated_labels_are_those_of_the_current_policy(tmp_path: Path) -> None:
+    stages = {stage.id: stage for stage in graph_of(tmp_path, FULL + "iterate: 2\n", "rl=dpo").stages}
+    assert stages["rl[2]"].inputs == {"label": "label[2]"}
+    assert stages["rl[2]"].models["policy"].stage == "rl[1]"
+    assert stages["pairs[2]"].models["policy"].stage == "rl[1]"
+
+
 def test_a_judge_is_asked_for_only_where_the_options_say_so_and_by_its_own_backend(tmp_path: Path) -> None:
     """`rules` needs a judge for statements alone; a judge on a server stays there when another stage asks it."""
     models = "{base: org/model, judge: 'server:judge', reward_base: org/model}"

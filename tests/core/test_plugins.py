@@ -196,6 +196,12 @@ BROKEN = {
         "roles ('jugde',)",
         "judge",
     ),
+    "learns from what is no stage for it": (
+        HEAD + "@hookimpl\ndef cai_register_rl_algorithms():\n"
+        "    yield Component('vote', Options, make, 's', learns_from=('labels',))\n",
+        "learns_from ('labels',)",
+        "label",
+    ),
     "needs its own kind": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n"
         "    yield Component('vote', Options, make, 's', 1, ('labeler',))\n",

@@ -83,8 +83,9 @@ def test_plan_names_the_reason_and_only_what_depends_on_it(home: Home) -> None:
     assert actions["answers[rl]"]["action"] == "run"
 
 
-def test_another_algorithm_is_one_word(home: Home) -> None:
-    output = home.cai("run", "quickstart", *SMALL, "-o", "rl=best_of_n", "--json")
+@pytest.mark.parametrize("algorithm", ["best_of_n", "rloo", "dpo"])
+def test_another_algorithm_is_one_word(home: Home, algorithm: str) -> None:
+    output = home.cai("run", "quickstart", *SMALL, "-o", f"rl={algorithm}", "--json")
     record = json.loads(output[output.index("{") : output.rindex("}") + 1])
     ran = [stage["id"] for stage in record["stages"] if not stage.get("reused")]
     assert ran == ["rl", "answers[rl]", "evaluate", "report"]

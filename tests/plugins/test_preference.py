@@ -26,7 +26,8 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.reward import Exchange, Preference
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import load_classifier, load_tokenizer
-from cai_plugins.rewards.losses import preference_loss, soft_bradley_terry
+from cai_plugins._torch.losses import soft_bradley_terry
+from cai_plugins.rewards.losses import preference_loss
 from cai_plugins.rewards.measure import flat, measure
 from cai_plugins.rewards.mixture import balanced, opening, split
 from cai_plugins.rewards.plugin import PreferenceOptions, make_preference

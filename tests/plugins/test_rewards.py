@@ -14,7 +14,7 @@ from training import Context, turns
 from cai_core.errors import CAIError, UserError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.reward import Exchange, Preference
-from cai_plugins.rewards.losses import soft_bradley_terry
+from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins.rewards.plugin import Pattern, PreferenceOptions, RulesOptions, make_preference, make_rules
 
 GOOD, BAD = "Mix flour, water, salt and yeast.", "No way."

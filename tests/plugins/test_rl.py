@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +22,9 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import UnitFailure
 from cai_core.types.reward import Exchange
 from cai_plugins.backends.plugin import TransformersOptions, make_transformers
-from cai_plugins.rl.grpo import layout
-from cai_plugins.rl.plugin import BestOfNOptions, GRPOOptions, make_best_of_n, make_grpo
+from cai_plugins.rl.checks import check_signal
+from cai_plugins.rl.grouped import filled, layout
+from cai_plugins.rl.plugin import BestOfNOptions, GRPOOptions, RLOOOptions, make_best_of_n, make_grpo, make_rloo
 from cai_plugins.trainers.plugin import SFTOptions, make_sft
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {i} breads?")) for i in range(4)]
@@ -52,6 +55,89 @@ def test_grpo_says_what_does_not_fit(model: Path, tmp_path: Path) -> None:
     broken = SimpleNamespace(score=lambda exchanges: [math.nan] * len(exchanges))
     with pytest.raises(CAIError, match="must be finite"):
         make_grpo(grpo(steps=1), Context(tmp_path / "u")).train(model, PROMPTS, broken, tmp_path / "p")
+
+
+def rloo(**options: Any) -> RLOOOptions:
+    small = grpo(**options).model_dump(exclude={"scale_rewards", "loss", "beta"})
+    return RLOOOptions(**small)
+
+
+def test_rloo_says_what_does_not_fit(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not divide"):
+        make_rloo(rloo(micro_batch=5), Context(tmp_path / "w"))
+    with pytest.raises(UserError, match="there are 1 prompts"):
+        make_rloo(rloo(), Context(tmp_path / "v")).train(model, PROMPTS[:1], LetterE(), tmp_path / "o")
+
+
+def test_rloo_earns_the_reward_less_the_kl(model: Path, tmp_path: Path) -> None:
+    """From the same first samples, a reward that KL eats up leaves the policy nearer to the reference."""
+    free = make_rloo(rloo(), Context(tmp_path / "a")).train(model, PROMPTS, LetterE(), tmp_path / "free")
+    dear = rloo().model_copy(update={"beta": 1.0})
+    held = make_rloo(dear, Context(tmp_path / "b")).train(model, PROMPTS, LetterE(), tmp_path / "held")
+    assert free.curve[0]["reward"] == held.curve[0]["reward"]
+    assert held.metrics["kl_last"] < free.metrics["kl_last"]
+
+
+def test_every_update_on_a_batch_has_its_reward_and_kl(model: Path, tmp_path: Path) -> None:
+    """TRL logs them at the first update alone."""
+    for name, made in (("grpo", make_grpo(grpo(steps=4, updates_per_batch=2, beta=0.1), Context(tmp_path / "g"))),
+                       ("rloo", make_rloo(rloo(steps=4, updates_per_batch=2), Context(tmp_path / "r")))):
+        result = made.train(model, PROMPTS, LetterE(), tmp_path / name)
+        assert [row["step"] for row in result.curve] == [1, 2, 3, 4]
+        assert all({"reward", "kl", "length"} <= row.keys() for row in result.curve)
+        assert result.curve[0]["reward"] == result.curve[1]["reward"] != result.curve[2]["reward"]
+        assert result.metrics["samples"] == 2 * 16
+
+
+def test_kl_is_per_sequence_on_every_row() -> None:
+    log = [
+        {"step": 1, "reward": 2.0, "kl": 0.5, "completions/mean_length": 10.0, "loss": 1.0},
+        {"step": 2, "loss": 3.0},
+        {"step": 3, "kl": 0.25, "loss": 4.0},
+        {"step": 4, "reward": 5.0, "completions/mean_length": 4.0, "kl": 1.0, "loss": 6.0},
+    ]
+    found = filled(log)
+    assert [row["kl"] for row in found] == [5.0, 5.0, 2.5, 4.0]
+    assert [row["kl_token"] for row in found] == [0.5, 0.5, 0.25, 1.0]
+    assert [row["reward"] for row in found] == [2.0, 2.0, 2.0, 5.0]
+    assert [row["loss"] for row in found] == [1.0, 3.0, 4.0, 6.0]
+
+
+def test_a_constant_reward_stops_before_anything_is_learnt(model: Path, tmp_path: Path) -> None:
+    constant = SimpleNamespace(score=lambda exchanges: [0.25] * len(exchanges))
+    trainer = Trainer()
+    made = {
+        "grpo": make_grpo(grpo(save_steps=1), Context(tmp_path / "g")),
+        "rloo": make_rloo(rloo(save_steps=1), Context(tmp_path / "r")),
+        "best_of_n": make_best_of_n(
+            BestOfNOptions(n=4), Context(tmp_path / "b", policy=Policy(), trainer=trainer)
+        ),
+    }
+    for name, algorithm in made.items():
+        with pytest.raises(UserError, match=r"the reward is 0\.25 for all 16 first answers"):
+            algorithm.train(model, PROMPTS, constant, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    assert not trainer.examples
+
+
+def test_few_equal_rewards_may_be_chance() -> None:
+    check_signal(["a", "b", "c"], [1.0, 1.0, 1.0])
+    check_signal(["a"] * 20, [1.0] * 20)  # one answer has one reward
+    check_signal([str(i) for i in range(20)], [0.0] * 19 + [1.0])
+
+
+def test_a_policy_that_cannot_end_is_refused(model: Path, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(model, endless)
+    settings = json.loads((endless / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (endless / "tokenizer_config.json").write_text(json.dumps(settings))
+    (endless / "special_tokens_map.json").unlink(missing_ok=True)
+    context = Context(tmp_path / "b", policy=Policy(), trainer=Trainer())
+    for made in (make_grpo(grpo(), context), make_rloo(rloo(), context), make_best_of_n(BestOfNOptions(), context)):
+        with pytest.raises(UserError, match="no end-of-text token"):
+            made.train(endless, PROMPTS, LetterE(), tmp_path / "o")
 
 
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 5))

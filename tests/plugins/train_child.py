@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from training import Context, turns
 
-from cai_core.types.reward import Preference
+from cai_core.testing.rl import LetterE
+from cai_core.types.prompts import Prompt
+from cai_core.types.reward import NoReward, Preference
 from cai_core.types.trainer import Example
 
 
@@ -30,19 +32,39 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
         ]
         options = SFTOptions(learning_rate=1e-2, batch_size=4, save_steps=1, epochs=2)
         make_sft(options, context).train(model, examples, out)
+    elif kind == "dpo":
+        from cai_plugins.rl.plugin import DPOOptions, make_dpo
+
+        context.labels = comparisons()
+        dpo = DPOOptions(learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2)
+        make_dpo(dpo, context).train(model, [], NoReward(), out)
+    elif kind in ("grpo", "rloo"):
+        from cai_plugins.rl.plugin import GRPOOptions, RLOOOptions, make_grpo, make_rloo
+
+        prompts = [Prompt(f"p{i}", turns(f"How do I bake {i} loaves?")) for i in range(5)]
+        # Two updates per batch of samples: a kill between them has to draw the batch again.
+        small = {"steps": 12, "prompts_per_step": 2, "samples_per_prompt": 4, "max_new_tokens": 8, "save_steps": 1}
+        group = {**small, "updates_per_batch": 2, "learning_rate": 1e-2, "micro_batch": 4}
+        algorithm = (
+            make_grpo(GRPOOptions(**group), context) if kind == "grpo" else make_rloo(RLOOOptions(**group), context)
+        )
+        algorithm.train(model, prompts, LetterE(), out)
     else:
         from cai_plugins.rewards.plugin import PreferenceOptions, make_preference
 
-        pairs = [
-            Preference(
-                f"c{i}", turns(f"How do I bake {i} loaves?"), "Mix flour. " * (1 + i % 4), "No.", 0.4 + 0.1 * (i % 5)
-            )
-            for i in range(24)
-        ]
         preference = PreferenceOptions(
             learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2, helpful="none", heldout=0
         )
-        make_preference(preference, context).fit(model, pairs, out)
+        make_preference(preference, context).fit(model, comparisons(), out)
+
+
+def comparisons() -> list[Preference]:
+    return [
+        Preference(
+            f"c{i}", turns(f"How do I bake {i} loaves?"), "Mix flour. " * (1 + i % 4), "No.", 0.4 + 0.1 * (i % 5)
+        )
+        for i in range(24)
+    ]
 
 
 if __name__ == "__main__":

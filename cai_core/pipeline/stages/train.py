@@ -8,12 +8,13 @@ from typing import Any
 
 from cai_core.errors import PluginError, UserError
 from cai_core.pipeline.job import Job
-from cai_core.pipeline.labels import by_people
-from cai_core.pipeline.tables import EXAMPLES, LABELS, read_prompts
+from cai_core.pipeline.labels import preferences
+from cai_core.pipeline.tables import EXAMPLES, read_prompts
 from cai_core.store.canonical import canonical, write_json
 from cai_core.store.tables import read_table
+from cai_core.types.prompts import Prompt
 from cai_core.types.records import conversation
-from cai_core.types.reward import Preference
+from cai_core.types.reward import NoReward, Preference
 from cai_core.types.trainer import Example, TrainResult
 
 
@@ -29,32 +30,35 @@ def run_sft(job: Job, folder: Path) -> dict[str, Any]:
 
 def run_reward(job: Job, folder: Path) -> dict[str, Any]:
     """Fits the reward model on the soft labels (section 4.1); writes ``model/`` and ``training.json``."""
-    labels = job.input("label")
-    rows = list(read_table(labels.path / "labels.parquet", LABELS))
-    people = by_people(use["id"] for use in labels.identity["components"])
-    preferences = [_preference(row, "human" if people else "ai") for row in rows if row["p_a"] is not None]
-    if not preferences:
-        raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")
+    labels, unlabelled = _labels(job)
     model = job.component("reward_model")
-    result = model.fit(Path(job.spec.models["reward_base"]), preferences, folder / "model")
-    return _finish(job, folder, result, {"ok": len(preferences), "unlabelled": len(rows) - len(preferences)})
-
-
-def _preference(row: Mapping[str, Any], source: str) -> Preference:
-    """``source``: of pairs whose file names none."""
-    said = row["evidence"] or {}
-    prompt = conversation(row["prompt"])
-    named, weight = said.get("source") or source, said.get("weight", 1.0)
-    return Preference(row["id"], prompt, row["a"], row["b"], row["p_a"], source=named, weight=weight)
+    result = model.fit(Path(job.spec.models["reward_base"]), labels, folder / "model")
+    return _finish(job, folder, result, {"ok": len(labels), "unlabelled": unlabelled})
 
 
 def run_rl(job: Job, folder: Path) -> dict[str, Any]:
-    """Improves the policy against the reward on the train prompts (section 4.1)."""
-    prompts = [p for p in read_prompts(job.input("prompts").path / "prompts.parquet") if p.split == "train"]
-    reward = job.component("reward_model")
+    """Improves the policy on the train prompts against the reward (section 4.1), or on the labels themselves, as the
+    algorithm declares."""
+    prompts: list[Prompt] = []
+    counts: dict[str, int] = {}
+    if "label" in job.spec.inputs:
+        labels, unlabelled = _labels(job)
+        counts = {"ok": len(labels), "unlabelled": unlabelled}
+    if "prompts" in job.spec.inputs:
+        prompts = [p for p in read_prompts(job.input("prompts").path / "prompts.parquet") if p.split == "train"]
+        counts["ok"] = len(prompts)
+    reward = job.component("reward_model") if "reward" in job.spec.inputs else NoReward()
     algorithm = job.component("rl_algorithm")
     result = algorithm.train(Path(job.spec.models["policy"]), prompts, reward, folder / "model")
-    return _finish(job, folder, result, {"ok": len(prompts)})
+    return _finish(job, folder, result, counts)
+
+
+def _labels(job: Job) -> tuple[list[Preference], int]:
+    """The labelled pairs, and the number of those without a label. Raises ``UserError`` when no pair has one."""
+    found, unlabelled = preferences(job.input("label"))
+    if not found:
+        raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")
+    return found, unlabelled
 
 
 def _finish(job: Job, folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:

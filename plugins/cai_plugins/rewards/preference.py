@@ -36,6 +36,7 @@ from cai_plugins._torch.chat import Chat, drop_early_turns
 from cai_plugins._torch.checkpoints import sync
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.preferences import check_preferences
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rewards.losses import preference_loss
 from cai_plugins.rewards.measure import flat, measure
@@ -68,7 +69,7 @@ class PreferenceModel:
         machine and thread count.
         """
         options = self.options
-        _check(preferences)
+        check_preferences(preferences)
         self._limit = min(options.max_length, context_length(model))
         tokenizer = load_tokenizer(model)
         self._chat = Chat(tokenizer, model)
@@ -79,7 +80,7 @@ class PreferenceModel:
                 where="reward_model",
             )
         helpful, there = helpful_comparisons(options.helpful, options.helpful_pairs, len(distinct), self.context.seed)
-        _check(helpful)
+        check_preferences(helpful)
         added = [p for p in helpful if p.response_a != p.response_b]
         (given, heldout), (more, heldout_more) = split(distinct, options.heldout), split(added, options.heldout)
         if not given:  # a handful of prompts, and the hash took them all
@@ -383,16 +384,6 @@ def _notes(counts: dict[str, int], total: int, answers: int, limit: int) -> list
     elif counts["heldout_n"] < 30:
         notes.append(f"held out: {counts['heldout_n']} comparisons, too few to tell good from bad")
     return notes
-
-
-def _check(preferences: Sequence[Preference]) -> None:
-    for p in preferences:
-        if not 0 <= p.p_a <= 1:  # false for NaN too
-            raise UserError(f"p_a is {p.p_a}; it must be a probability", where=f"comparison {p.id!r}")
-        if not 0 < p.weight < math.inf:
-            raise UserError(f"weight is {p.weight}; it must be positive and finite", where=f"comparison {p.id!r}")
-        if not p.prompt:
-            raise UserError("the prompt has no turn", where=f"comparison {p.id!r}")
 
 
 def _init_head(model: Any, seed: int) -> None:

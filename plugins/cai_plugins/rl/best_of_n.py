@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message, ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import Example, TrainResult
+from cai_plugins._torch.loading import load_tokenizer
 from cai_plugins._torch.seeding import derived
+from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import BestOfNOptions
 
 
@@ -41,6 +44,7 @@ class BestOfN:
         prompts = prompts[: options.prompts]
         if not prompts:
             raise UserError("no prompt to sample answers for", where="rl", hint="give prompts of split train")
+        check_ends(load_tokenizer(policy), policy)
         n = options.n
         examples: list[Example] = []
         curve: list[dict[str, float]] = []
@@ -55,6 +59,8 @@ class BestOfN:
                     for prompt in chunk
                 ]
                 rewards = _rewards(reward, rows)
+                if start == 0:
+                    check_signal([text for _, texts in rows for text in texts], list(chain.from_iterable(rewards)))
                 means, bests = [], []
                 for (prompt, texts), values in zip(rows, rewards, strict=True):
                     if not values:
@@ -167,12 +173,8 @@ def _rewards(reward: RewardModel, rows: Sequence[tuple[Prompt, Sequence[str]]]) 
     exchanges = [
         Exchange(_key(prompt, k), prompt.messages, text) for prompt, texts in rows for k, text in enumerate(texts)
     ]
-    values = iter(reward.score(exchanges) if exchanges else [])
-    result = [[next(values) for _ in texts] for _, texts in rows]
-    for exchange, value in zip(exchanges, (v for group in result for v in group), strict=True):
-        if not math.isfinite(value):
-            raise CAIError(f"the reward of {exchange.id!r} is {value}; it must be finite")
-    return result
+    values = iter(finite_rewards(reward, exchanges))
+    return [[next(values) for _ in texts] for _, texts in rows]
 
 
 def _key(prompt: Prompt, k: int) -> str:

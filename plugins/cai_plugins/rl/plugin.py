@@ -1,4 +1,4 @@
-"""RL algorithms: ``grpo`` (policy gradient) and ``best_of_n`` (sample, keep the best, fine-tune)."""
+"""RL algorithms: ``grpo`` and ``rloo`` (policy gradient), ``dpo`` (from labels), ``best_of_n`` (keep the best)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cai_core.types.rl import RLAlgorithm
 from cai_plugins._torch.options import TrainingOptions
 
 
-class GRPOOptions(TrainingOptions):
-    """Group-relative policy optimization: a sample is as good as it beats the others of its prompt."""
+class GroupOptions(TrainingOptions):
+    """What algorithms share that compare the samples of one prompt with each other."""
 
     steps: int = Field(100, ge=1, description="optimizer steps")
     prompts_per_step: int = Field(4, ge=1, description="prompts per batch of samples")
@@ -27,10 +27,19 @@ class GRPOOptions(TrainingOptions):
     max_new_tokens: int = Field(128, ge=1, description="tokens per sample at most")
     # Our choice for adapters.
     learning_rate: float = Field(1e-4, ge=0, description="AdamW's learning rate")
-    # GRPO's source (Shao et al. 2024) has 0.04 in the loss. The paper's 0.001 stands on a reward per sequence instead.
-    beta: float = Field(0.04, ge=0, description="weight of the KL divergence to the policy as given; 0 is none")
     temperature: float = Field(1.0, gt=0, description="of sampling (the paper: 1 throughout)")
     clip: float = Field(0.2, gt=0, description="probability ratios are clipped at 1 +- this (Bai et al. 2022a: 0.2)")
+    save_steps: int = Field(
+        50, ge=1, description="optimizer steps between checkpoints, rounded up to whole batches of samples",
+        json_schema_extra=EXECUTION,
+    )
+
+
+class GRPOOptions(GroupOptions):
+    """Group-relative policy optimization: a sample is as good as it beats the others of its prompt."""
+
+    # GRPO's source (Shao et al. 2024) has 0.04 in the loss. The paper's 0.001 stands on a reward per sequence instead.
+    beta: float = Field(0.04, ge=0, description="weight of the KL divergence to the policy as given; 0 is none")
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="what advantages are divided by: standard deviation of the group, of the batch, or nothing"
     )
@@ -38,9 +47,40 @@ class GRPOOptions(TrainingOptions):
     loss: Literal["dapo", "grpo", "dr_grpo"] = Field(
         "dapo", description="mean over tokens (dapo), over sequences' means (grpo), or over max_new_tokens (dr_grpo)"
     )
+
+
+class RLOOOptions(GroupOptions):
+    """REINFORCE leave-one-out: a sample is as good as it beats the mean of the others of its prompt."""
+
+    # The reward is per answer, less beta KL, as in the paper. Ahmadian et al. 2024 and TRL take more: 0.03 to 0.1.
+    beta: float = Field(
+        0.001, ge=0, description="what a nat of KL to the policy as given costs of the reward (Bai et al. 2022a: 0.001)"
+    )
+    normalize_advantages: bool = Field(
+        False, description="give the advantages of a batch mean 0 and standard deviation 1 (the source: no)"
+    )
+
+
+class DPOOptions(TrainingOptions):
+    """Direct preference optimization on the run's soft labels: no reward model, no sampling.
+
+    Needs the stage `label`; a stage `reward` is not used.
+    """
+
+    epochs: int = Field(1, ge=1, description="passes over the pairs")
+    # Our choice for adapters; Rafailov et al. 2023 train all weights at 1e-6.
+    learning_rate: float = Field(5e-5, ge=0, description="AdamW's learning rate")
+    beta: float = Field(
+        0.1, gt=0, description="how much a log-ratio to the policy as given counts (Rafailov et al. 2023: 0.1)"
+    )
+    # Our choice: tens of pairs give several steps; Rafailov et al. 2023 have 64.
+    batch_size: int = Field(8, ge=1, description="pairs per optimizer step")
+    max_length: int = Field(
+        1024, ge=16, description="tokens per answer with its prompt; longer pairs lose their earliest turns, or are "
+        "left out"
+    )
     save_steps: int = Field(
-        50, ge=1, description="optimizer steps between checkpoints, rounded up to whole batches of samples",
-        json_schema_extra=EXECUTION,
+        50, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION
     )
 
 
@@ -63,9 +103,23 @@ class BestOfNOptions(BaseModel):
 
 def make_grpo(options: GRPOOptions, context: StageContext) -> RLAlgorithm:
     """``grpo``; see ``grpo.py``."""
-    from cai_plugins.rl.grpo import GRPO
+    from cai_plugins.rl.grpo import grpo
 
-    return GRPO(options, context)
+    return grpo(options, context)
+
+
+def make_rloo(options: RLOOOptions, context: StageContext) -> RLAlgorithm:
+    """``rloo``; see ``rloo.py``."""
+    from cai_plugins.rl.rloo import rloo
+
+    return rloo(options, context)
+
+
+def make_dpo(options: DPOOptions, context: StageContext) -> RLAlgorithm:
+    """``dpo``; see ``dpo.py``."""
+    from cai_plugins.rl.dpo import DPO
+
+    return DPO(options, context)
 
 
 def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorithm:
@@ -79,6 +133,14 @@ def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorith
 def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
     """The RL algorithms that come with cai-core."""
     yield Component("grpo", GRPOOptions, make_grpo, "group-relative policy optimization (TRL), LoRA by default")
+    yield Component("rloo", RLOOOptions, make_rloo, "REINFORCE leave-one-out (TRL), LoRA by default")
+    yield Component(
+        "dpo",
+        DPOOptions,
+        make_dpo,
+        "direct preference optimization on soft labels (TRL), without a reward model",
+        learns_from=("label",),
+    )
     yield Component(
         "best_of_n",
         BestOfNOptions,

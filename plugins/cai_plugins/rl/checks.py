@@ -1,0 +1,51 @@
+"""What RL algorithms check before they learn: a policy that can end, rewards that are numbers and say something."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_core.errors import CAIError, UserError
+from cai_core.types.reward import Exchange, RewardModel
+
+# Our choice: fewer may have the same reward by chance, where it has few values (rules, ratings).
+LEAST_ANSWERS = 8
+
+
+def check_ends(tokenizer: Any, policy: Path) -> None:
+    """Raises ``UserError`` where the tokenizer has no end-of-text token: no answer would ever be finished."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the policy's tokenizer has no end-of-text token, so none of its answers ever ends",
+            where=str(policy),
+            hint="set `eos_token` in its tokenizer_config.json: of a chat model, the token that ends a turn",
+        )
+
+
+def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[float]:
+    """One finite reward per exchange. Raises ``CAIError`` otherwise."""
+    rewards = list(reward.score(exchanges)) if exchanges else []
+    if len(rewards) != len(exchanges):
+        raise CAIError(f"the reward model gave {len(rewards)} scores for {len(exchanges)} answers", where="reward")
+    for exchange, value in zip(exchanges, rewards, strict=True):
+        if not math.isfinite(value):
+            raise CAIError(
+                f"the reward of {exchange.id!r} is {value}; it must be finite",
+                where="reward",
+                hint="nothing was learnt from it; train the reward model again at a lower learning_rate",
+            )
+    return rewards
+
+
+def check_signal(answers: Sequence[str], rewards: Sequence[float]) -> None:
+    """Raises ``UserError`` when the rewards of at least ``LEAST_ANSWERS`` different answers are all the same."""
+    different = len(set(answers))
+    if different >= LEAST_ANSWERS and len(set(rewards)) == 1:
+        raise UserError(
+            f"the reward is {rewards[0]} for all {len(answers)} first answers, {different} of them different: "
+            "there is nothing to learn",
+            where="reward",
+            hint="choose a reward that tells them apart, or more samples where it is rarely earned",
+        )

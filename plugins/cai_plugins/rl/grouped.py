@@ -1,0 +1,204 @@
+"""What GRPO and RLOO over TRL's trainers share: each prompt gets a group of samples, whose rewards are compared.
+
+The reward model is a plain Python reward function, so any reward model will do. Left out of TRL: vLLM, tools, several
+rewards. TRL does not checkpoint a batch of samples in use, so checkpoints fall between batches, and the order of
+prompts is laid out beforehand: a restart then goes on exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from cai_core.errors import UserError
+from cai_core.types.context import StageContext
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import conversation
+from cai_core.types.reward import Exchange, RewardModel
+from cai_core.types.trainer import TrainResult
+from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
+from cai_plugins._torch.chat import Chat
+from cai_plugins._torch.checkpoints import last_whole
+from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.seeding import seed32
+from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
+from cai_plugins.rl.plugin import GroupOptions
+
+NAMES = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl_token": "kl_token",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "clipped",
+    "frac_reward_zero_std": "groups_without_signal",
+    "loss": "loss",
+}
+SAMPLED = (
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "kl",
+)
+
+
+class Grouped:
+    """See ``RLAlgorithm``. Learning rate 0 leaves the weights as they are.
+
+    name: of the algorithm. trainer, config: TRL's classes. own: arguments of ``config`` that the other lacks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        trainer: type[Any],
+        config: type[Any],
+        own: Mapping[str, Any],
+        options: GroupOptions,
+        context: StageContext,
+    ) -> None:
+        quiet()
+        self.name, self.trainer, self.config, self.own = name, trainer, config, own
+        self.options = options
+        self.context = context
+        self.batch = options.prompts_per_step * options.samples_per_prompt
+        self.micro = micro_batch(options, self.batch, "rl", f"prompts_per_step x samples_per_prompt = {self.batch}")
+
+    def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
+        """See ``RLAlgorithm``."""
+        options = self.options
+        tokenizer = load_tokenizer(policy)
+        check_ends(tokenizer, policy)
+        chat = Chat(tokenizer, policy)
+        room = context_length(policy) - options.max_new_tokens
+        usable = [p for p in prompts if len(chat.ids(p.messages, generation_prompt=True)) <= room]
+        notes = []
+        if len(usable) < len(prompts):
+            notes.append(f"{len(prompts) - len(usable)} of {len(prompts)} prompts left out: too long for the model")
+        if len(usable) < options.prompts_per_step:
+            raise UserError(
+                f"prompts_per_step is {options.prompts_per_step} and there are {len(usable)} prompts",
+                where="rl.prompts_per_step",
+                hint="lower it, or give more prompts of split train",
+            )
+        every = options.updates_per_batch
+        batches = math.ceil(options.steps / every)
+        order = layout(len(usable), batches * options.prompts_per_step, seed32(self.context.seed, "prompts"))
+        rows = [{"prompt": chat.turns(usable[i].messages), "index": i} for i in order]
+
+        folder = self.context.workdir / f"{self.name}-{_identity(policy, usable)}"
+        trainer = self.trainer(
+            model=load_causal(policy, self.context.device, all_weights=options.lora is None),
+            reward_funcs=_Reward(reward, usable, first=last_whole(folder) is None),
+            args=self.config(
+                **arguments(
+                    self.context,
+                    folder,
+                    options,
+                    rate=options.learning_rate,
+                    batch=self.batch,
+                    micro=self.micro,
+                    save=math.ceil(options.save_steps / every) * every,
+                ),
+                max_steps=options.steps,
+                num_generations=options.samples_per_prompt,
+                num_iterations=every,
+                max_completion_length=options.max_new_tokens,
+                temperature=options.temperature,
+                beta=options.beta,
+                epsilon=options.clip,
+                shuffle_dataset=False,
+                **self.own,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(options.lora, "CAUSAL_LM"),
+        )
+        log = run(trainer, self.context, folder, "optimizer steps")
+        save_merged(trainer.model, tokenizer, out)
+
+        steps = curve(filled(log), NAMES)
+        batches = [entry for entry in log if "reward" in entry]
+        rewards = [float(entry["reward"]) for entry in batches]
+        idle = [entry for entry in batches if entry["frac_reward_zero_std"] == 1.0]
+        if idle:
+            notes.append(
+                f"in {len(idle)} of {len(rewards)} batches all samples of a prompt had the same reward: "
+                "nothing to learn from there"
+            )
+        half = max(1, len(rewards) // 2)
+        metrics = {
+            "steps": float(trainer.state.global_step),
+            "samples": float(len(rewards) * self.batch),
+            "reward_first": rewards[0],
+            "reward_last": rewards[-1],
+            "reward_first_half": sum(rewards[:half]) / half,
+            "reward_second_half": sum(rewards[-half:]) / half,
+        }
+        if options.beta:
+            metrics["kl_last"] = steps[-1]["kl"]
+        return TrainResult(metrics=metrics, curve=steps, notes=notes)
+
+
+class _Reward:
+    """The reward model as TRL calls it. first: its next call is the first of a training."""
+
+    __name__ = "reward"
+
+    def __init__(self, reward: RewardModel, prompts: Sequence[Prompt], *, first: bool) -> None:
+        self.reward = reward
+        self.prompts = prompts
+        self.first = first
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], index: Sequence[int], **kwargs: Any
+    ) -> list[float]:
+        """One finite reward per sample. Raises ``CAIError`` otherwise: TRL would count a NaN as no sample."""
+        exchanges = []
+        for k, (i, completion) in enumerate(zip(index, completions, strict=True)):
+            (answer,) = conversation(completion)
+            exchanges.append(Exchange(f"{self.prompts[i].id}/{k}", self.prompts[i].messages, answer.content))
+        rewards = finite_rewards(self.reward, exchanges)
+        if self.first:
+            check_signal([exchange.response for exchange in exchanges], rewards)
+            self.first = False
+        return rewards
+
+
+def layout(prompts: int, wanted: int, seed: int) -> list[int]:
+    """``wanted`` indices of prompts: pass after pass over all of them, each in its own order from ``seed``."""
+    rng = random.Random(seed)
+    order: list[int] = []
+    while len(order) < wanted:
+        order += rng.sample(range(prompts), prompts)
+    return order[:wanted]
+
+
+def filled(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The log with all that is known of a batch in the entry of every update on it, where TRL has it at the first
+    alone, and ``kl`` in nats per sequence: TRL's is the mean over tokens (``kl_token`` here)."""
+    entries = []
+    known: dict[str, Any] = {}
+    for entry in log:
+        known |= {name: entry[name] for name in SAMPLED if name in entry}
+        full = {**known, **entry}
+        if "kl" in full:
+            full["kl_token"], full["kl"] = full["kl"], full["kl"] * full["completions/mean_length"]
+        entries.append(full)
+    return entries
+
+
+def _identity(policy: Path, prompts: Sequence[Prompt]) -> str:
+    """So that a second training in one stage does not take up the first one's checkpoints."""
+    content = repr((str(policy), [(p.id, [(m.role, m.content) for m in p.messages]) for p in prompts]))
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
