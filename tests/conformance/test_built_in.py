@@ -302,6 +302,27 @@ class TestDPO(RLAlgorithmConformance):
     short = {"epochs": 1}
 
 
+class TestPPO(RLAlgorithmConformance):
+    component_id = "cai-core/ppo"
+    options = {
+        "steps": 20, "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 8, "lora": None,
+        "learning_rate": 3e-3,
+    }
+
+
+class TestPPOLora(RLAlgorithmConformance):
+    component_id = "cai-core/ppo"
+    options = {
+        "steps": 20, "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 8, "learning_rate": 3e-2,
+        "kl_control": "adaptive",
+    }
+
+
+class TestPPOSeparateCritic(RLAlgorithmConformance):
+    component_id = "cai-core/ppo"
+    options = {**TestPPO.options, "critic": "separate"}
+
+
 class TestBestOfN(RLAlgorithmConformance):
     component_id = "cai-core/best_of_n"
     options = {"n": 24, "max_new_tokens": 8}

@@ -23,8 +23,9 @@ from cai_core.types.records import UnitFailure
 from cai_core.types.reward import Exchange
 from cai_plugins.backends.plugin import TransformersOptions, make_transformers
 from cai_plugins.rl.checks import check_signal
-from cai_plugins.rl.grouped import filled, layout
+from cai_plugins.rl.grouped import filled
 from cai_plugins.rl.plugin import BestOfNOptions, GRPOOptions, RLOOOptions, make_best_of_n, make_grpo, make_rloo
+from cai_plugins.rl.prompts import layout
 from cai_plugins.trainers.plugin import SFTOptions, make_sft
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {i} breads?")) for i in range(4)]

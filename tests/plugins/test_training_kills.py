@@ -1,5 +1,5 @@
-"""A training that is killed with SIGKILL at a random moment and started again ends with the weights of one that ran
-through."""
+"""A training that is killed with SIGKILL at a random moment and started again ends with the weights and the curve of
+one that ran through."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ def start(kind: str, model: Path, workdir: Path, out: Path) -> subprocess.Popen[
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def steps(process: subprocess.Popen[str]) -> list[int]:
+def finished(process: subprocess.Popen[str]) -> tuple[list[int], str]:
+    """The steps that it reported, and its curve."""
     output, _ = process.communicate()
     assert process.returncode == 0
-    return [int(line.split()[1]) for line in output.splitlines() if line.startswith("step ")]
+    lines = output.splitlines()
+    (curve,) = [line for line in lines if line.startswith("curve ")]
+    return [int(line.split()[1]) for line in lines if line.startswith("step ")], curve
 
 
-@pytest.mark.parametrize("kind", ["sft", "preference", "dpo", "grpo", "rloo"])
+@pytest.mark.parametrize("kind", ["sft", "preference", "dpo", "ppo", "grpo", "rloo"])
 def test_killed_and_started_again_it_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny")
-    assert steps(start(kind, model, tmp_path / "w1", tmp_path / "straight")) == list(range(1, STEPS + 1))
+    steps, curve = finished(start(kind, model, tmp_path / "w1", tmp_path / "straight"))
+    assert steps == list(range(1, STEPS + 1))
     seed = int.from_bytes(os.urandom(4), "big")
     rng = random.Random(seed)
     at, delay = rng.randrange(3, STEPS - 1), rng.uniform(0, 0.05)
@@ -48,7 +52,8 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(kind: str, tmp_p
     process.wait()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL, "it was killed before its end"
-    again = steps(start(kind, model, tmp_path / "w2", tmp_path / "out"))
+    again, resumed = finished(start(kind, model, tmp_path / "w2", tmp_path / "out"))
     assert again[0] > 1, f"it went on instead of starting anew (seed {seed}: killed {delay:.3f} s after step {at})"
     assert again[-1] == STEPS
+    assert resumed == curve, f"seed {seed}"
     assert same(tmp_path / "straight", tmp_path / "out"), f"seed {seed}: killed {delay:.3f} s after step {at}"

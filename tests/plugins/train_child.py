@@ -1,7 +1,9 @@
-"""A training in a process of its own, to be killed. ``python train_child.py KIND MODEL WORKDIR OUT`` prints steps."""
+"""A training in a process of its own, to be killed. ``python train_child.py KIND MODEL WORKDIR OUT`` prints steps, and
+at the end the curve."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -31,13 +33,13 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
             for i in range(24)
         ]
         options = SFTOptions(learning_rate=1e-2, batch_size=4, save_steps=1, epochs=2)
-        make_sft(options, context).train(model, examples, out)
+        result = make_sft(options, context).train(model, examples, out)
     elif kind == "dpo":
         from cai_plugins.rl.plugin import DPOOptions, make_dpo
 
         context.labels = comparisons()
         dpo = DPOOptions(learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2)
-        make_dpo(dpo, context).train(model, [], NoReward(), out)
+        result = make_dpo(dpo, context).train(model, [], NoReward(), out)
     elif kind in ("grpo", "rloo"):
         from cai_plugins.rl.plugin import GRPOOptions, RLOOOptions, make_grpo, make_rloo
 
@@ -48,14 +50,25 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
         algorithm = (
             make_grpo(GRPOOptions(**group), context) if kind == "grpo" else make_rloo(RLOOOptions(**group), context)
         )
-        algorithm.train(model, prompts, LetterE(), out)
+        result = algorithm.train(model, prompts, LetterE(), out)
+    elif kind == "ppo":
+        from cai_plugins.rl.plugin import PPOOptions, make_ppo
+
+        prompts = [Prompt(f"p{i}", turns(f"How do I bake {i} loaves?")) for i in range(7)]
+        # Checkpoints at every second step: a kill between them has to do a step again.
+        ppo = PPOOptions(
+            steps=12, prompts_per_step=3, samples_per_prompt=2, minibatches=2, epochs=2, max_new_tokens=6,
+            learning_rate=1e-2, kl_control="adaptive", schedule="cosine", save_steps=2,
+        )  # fmt: skip
+        result = make_ppo(ppo, context).train(model, prompts, LetterE(), out)
     else:
         from cai_plugins.rewards.plugin import PreferenceOptions, make_preference
 
         preference = PreferenceOptions(
             learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2, helpful="none", heldout=0
         )
-        make_preference(preference, context).fit(model, comparisons(), out)
+        result = make_preference(preference, context).fit(model, comparisons(), out)
+    print("curve", json.dumps([dict(row) for row in result.curve]), flush=True)
 
 
 def comparisons() -> list[Preference]:

@@ -37,13 +37,14 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def last_whole(root: Path) -> Path | None:
-    """The checkpoint of the highest step in ``root`` that is whole. Broken ones are removed: a new checkpoint of the
-    same step must not mix with their files."""
+def last_whole(root: Path, at_most: int | None = None) -> Path | None:
+    """The checkpoint of the highest step in ``root``, no higher than ``at_most``, that is whole. Broken ones are
+    removed: a new checkpoint of the same step must not mix with their files."""
     best: Path | None = None
     for folder in _checkpoints(root):
         if is_whole(folder):
-            best = folder
+            if at_most is None or int(folder.name.rpartition("-")[2]) <= at_most:
+                best = folder
         else:
             shutil.rmtree(folder, ignore_errors=True)
     return best

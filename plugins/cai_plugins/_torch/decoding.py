@@ -623,6 +623,15 @@ class Decoder:
         self.kept.clear()
 
 
+def full_attention(config: Any) -> bool:
+    """Whether every layer sees every token: then a cache may have padding in the middle, and can be copied."""
+    layers = getattr(config, "layer_types", None)
+    if layers is not None:
+        return all(layer == "full_attention" for layer in layers)
+    stateful = ("ssm_cfg", "state_size", "mamba_d_state", "linear_num_key_heads", "attention_chunk_size")
+    return getattr(config, "sliding_window", None) is None and not any(hasattr(config, name) for name in stateful)
+
+
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
     """A token per row of ``logits`` [rows, vocabulary]: the first one at which the cumulative probability passes a
     number in [0, 1) that is a hash of the row's seed and step. Nothing else in the batch has a part in it."""

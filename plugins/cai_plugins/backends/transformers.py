@@ -33,7 +33,7 @@ from transformers import (
 from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
-from cai_plugins._torch.decoding import NAME, Decoder, Row, draw, out_of_memory
+from cai_plugins._torch.decoding import NAME, Decoder, Row, draw, full_attention, out_of_memory
 from cai_plugins._torch.packed import pack_linear_layers
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.scoring import Scorer, ScoreRow
@@ -112,7 +112,7 @@ class TransformersBackend:
         # Defaults that a model ships (top_k, repetition penalty) would silently change what the recipe asks for.
         self._model.generation_config = GenerationConfig()
         self._accepts = frozenset(inspect.signature(self._model.forward).parameters)
-        self._shares_cache = _full_attention(text_config) and "position_ids" in self._accepts
+        self._shares_cache = full_attention(text_config) and "position_ids" in self._accepts
         self._decoder = self._fast_decoder()
         self._scorer = self._fast_scorer()
 
@@ -499,15 +499,6 @@ def _dtype(name: str, device: str) -> torch.dtype:
         # On CPU bfloat16 is two orders of magnitude slower than float32.
         return torch.float32 if device == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def _full_attention(config: Any) -> bool:
-    """Whether every layer sees every token: then a cache may have padding in the middle, and can be copied."""
-    layers = getattr(config, "layer_types", None)
-    if layers is not None:
-        return all(layer == "full_attention" for layer in layers)
-    stateful = ("ssm_cfg", "state_size", "mamba_d_state", "linear_num_key_heads", "attention_chunk_size")
-    return getattr(config, "sliding_window", None) is None and not any(hasattr(config, name) for name in stateful)
 
 
 def _template_errors() -> tuple[type[Exception], ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import GroupOptions
+from cai_plugins.rl.prompts import layout
 
 NAMES = {
     "reward": "reward",
@@ -173,15 +173,6 @@ class _Reward:
             check_signal([exchange.response for exchange in exchanges], rewards)
             self.first = False
         return rewards
-
-
-def layout(prompts: int, wanted: int, seed: int) -> list[int]:
-    """``wanted`` indices of prompts: pass after pass over all of them, each in its own order from ``seed``."""
-    rng = random.Random(seed)
-    order: list[int] = []
-    while len(order) < wanted:
-        order += rng.sample(range(prompts), prompts)
-    return order[:wanted]
 
 
 def filled(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

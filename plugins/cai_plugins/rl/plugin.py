@@ -1,4 +1,4 @@
-"""RL algorithms: ``grpo`` and ``rloo`` (policy gradient), ``dpo`` (from labels), ``best_of_n`` (keep the best)."""
+"""RL algorithms: ``ppo`` (the paper's), ``grpo`` and ``rloo`` (policy gradient), ``dpo`` (from labels), ``best_of_n``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,70 @@ from cai_core.types.component import EXECUTION, Component
 from cai_core.types.context import StageContext
 from cai_core.types.rl import RLAlgorithm
 from cai_plugins._torch.options import TrainingOptions
+
+
+class PPOOptions(TrainingOptions):
+    """Proximal policy optimization with a value function and the KL penalty inside of the reward.
+
+    A step is a batch of samples and ``epochs`` x ``minibatches`` optimizer steps on it.
+    """
+
+    steps: int = Field(100, ge=1, description="batches of samples")
+    # Our choice; the paper does not say.
+    prompts_per_step: int = Field(8, ge=1, description="prompts per batch of samples")
+    # Bai et al. 2022a: one. Ours is four, since reading a prompt once for several samples is cheaper.
+    samples_per_prompt: int = Field(4, ge=1, description="samples of each prompt (Bai et al. 2022a: 1)")
+    epochs: int = Field(1, ge=1, description="passes over a batch of samples (Bai et al. 2022a: 1, 2 or 4)")
+    # Our choice. With one pass and one minibatch no ratio differs from 1, and nothing is ever clipped.
+    minibatches: int = Field(4, ge=1, description="optimizer steps per pass; must divide the samples of a batch")
+    # Bai et al. 2022a: at most 128 tokens.
+    max_new_tokens: int = Field(128, ge=1, description="tokens per sample at most")
+    temperature: float = Field(1.0, gt=0, description="of sampling and of all probabilities (the paper: 1 throughout)")
+    # Our choice for adapters; Bai et al. 2022a: 0.01 of the rate of pretraining, for all weights.
+    learning_rate: float = Field(1e-4, ge=0, description="AdamW's learning rate")
+    clip: float = Field(0.2, gt=0, lt=1, description="ratios are clipped at 1 +- this (Bai et al. 2022a: 0.2)")
+    # Bai et al. 2022a: gamma 1. There is no option for an entropy bonus: they have none.
+    gamma: float = Field(1.0, ge=0, le=1, description="discount per token (Bai et al. 2022a: 1)")
+    # Schulman et al. 2017, table 3, and the code of Ziegler et al. 2019.
+    lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda: 1 is the plain return, 0 one step ahead")
+    beta: float = Field(
+        0.001, ge=0, description="weight of the KL to the policy as given, in the reward (Bai et al. 2022a: 0.001)"
+    )
+    kl_control: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="beta stays (Bai et al. 2022a), or follows kl_target (Ziegler et al. 2019, 2.2)"
+    )
+    # Our choice of size for answers of a hundred tokens; the gain of 0.1 is that of Ziegler et al. 2019.
+    kl_target: float = Field(6.0, gt=0, description="adaptive control: nats per sequence to stay near")
+    kl_gain: float = Field(0.1, gt=0, le=1, description="adaptive control: beta changes by a fifth of this at most")
+    critic: Literal["head", "separate"] = Field(
+        "head", description="the value function: a linear head on the policy, or a model of its own"
+    )
+    critic_model: str | None = Field(
+        None, description="folder that a separate critic starts from, e.g. of a preference model; null is the policy"
+    )
+    critic_learning_rate: float | None = Field(
+        None, ge=0, description="of the value head or the separate critic; null is learning_rate"
+    )
+    # The code of Ziegler et al. 2019.
+    value_coef: float = Field(0.1, ge=0, description="weight of the value loss beside the policy's")
+    value_clip: float | None = Field(
+        0.2, gt=0, description="values move no further than this per batch of samples; null lets them (no unit)"
+    )
+    whiten_advantages: bool = Field(True, description="advantages with mean 0 and variance 1 over a batch's tokens")
+    whiten_rewards: bool = Field(False, description="rewards, KL included, with variance 1 over a batch's tokens")
+    # Our choice: no penalty. At 128 tokens a good answer may well be longer.
+    missing_end_penalty: float = Field(0.0, ge=0, description="taken off the reward of an answer without end-of-text")
+    # Our choice, after Bai et al. 2022a, who stay below 100.
+    max_kl: float | None = Field(100.0, gt=0, description="nats per sequence at which training stops; null is never")
+    # Our choice.
+    max_empty: float = Field(0.9, gt=0, le=1, description="share of empty answers in a batch at which training stops")
+    rollout_rows: int = Field(
+        64, ge=1, description="answers that are sampled at a time at most", json_schema_extra=EXECUTION
+    )
+    token_budget: int = Field(
+        16384, ge=1, description="tokens in memory while sampling, those to come included", json_schema_extra=EXECUTION
+    )
+    save_steps: int = Field(10, ge=1, description="batches of samples between checkpoints", json_schema_extra=EXECUTION)
 
 
 class GroupOptions(TrainingOptions):
@@ -101,6 +165,13 @@ class BestOfNOptions(BaseModel):
     chunk: int = Field(8, ge=1, description="prompts per row of the curve; their samples are made in one go")
 
 
+def make_ppo(options: PPOOptions, context: StageContext) -> RLAlgorithm:
+    """``ppo``; see ``ppo.py``."""
+    from cai_plugins.rl.ppo import PPO
+
+    return PPO(options, context)
+
+
 def make_grpo(options: GRPOOptions, context: StageContext) -> RLAlgorithm:
     """``grpo``; see ``grpo.py``."""
     from cai_plugins.rl.grpo import grpo
@@ -132,6 +203,7 @@ def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorith
 @hookimpl
 def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
     """The RL algorithms that come with cai-core."""
+    yield Component("ppo", PPOOptions, make_ppo, "proximal policy optimization, as in the paper; LoRA by default")
     yield Component("grpo", GRPOOptions, make_grpo, "group-relative policy optimization (TRL), LoRA by default")
     yield Component("rloo", RLOOOptions, make_rloo, "REINFORCE leave-one-out (TRL), LoRA by default")
     yield Component(

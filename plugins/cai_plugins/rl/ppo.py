@@ -1,0 +1,722 @@
+"""PPO on answers to prompts, the algorithm of the paper.
+
+Kept of Bai et al. 2022a (the paper's RL settings are theirs): the reward of an answer is the preference model's score
+less beta times the KL divergence to the policy as given, clip 0.2, gamma 1, no entropy bonus, at most 128 tokens. Of
+Schulman et al. 2017: the clipped surrogate, GAE, passes over minibatches. Of Ziegler et al. 2019: the KL divergence
+token by token inside the reward, its adaptive control, a clipped value loss, a price on answers that do not end. Of
+Stiennon et al. 2020: the value function may be a model of its own that begins as the preference model.
+
+Left out: prompts in the mixture that keep a language-modelling loss (Ouyang et al. 2022), the entropy bonus, a running
+normalisation of scores, training of the value function before the policy, and dropout, which would make the ratio of
+a policy to itself a random number. The paper trains all weights; here adapters by default, and the reference is then
+the policy with its adapters switched off.
+
+Every random number comes from the stage's seed and what it is for (prompt, step, sample), none from a running
+generator, so a checkpoint between two batches of samples is all that a restart needs. One process; no ``vllm``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import get_scheduler, set_seed
+
+from cai_core.errors import CAIError, UserError
+from cai_core.types.backend import GenerateRequest, Sampling
+from cai_core.types.component import EXECUTION
+from cai_core.types.context import StageContext
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import ModelInput
+from cai_core.types.reward import Exchange, RewardModel
+from cai_core.types.trainer import TrainResult
+from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
+from cai_plugins._torch.chat import Chat
+from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
+from cai_plugins._torch.loading import context_length, load_causal, load_classifier, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.rollouts import Rollouts
+from cai_plugins._torch.seeding import derived, seed32
+from cai_plugins.rl.advantages import (
+    explained_variance,
+    gae,
+    kl_k1,
+    kl_k3,
+    masked_mean,
+    next_beta,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+from cai_plugins.rl.plugin import PPOOptions
+from cai_plugins.rl.prompts import layout
+
+Row = dict[str, float]
+Tokens = tuple[list[int], list[int]]
+"""A prompt and an answer to it."""
+
+
+class PPO:
+    """See ``RLAlgorithm``. A row of the curve is a batch of samples: what the policy did there (``reward``, ``kl``,
+    ...) before it learnt from it, and how it learnt (``clip_fraction``, ``policy_kl``, ...). Learning rate 0 leaves the
+    weights as they are. Training that has gone astray (``max_kl``, ``max_empty``) ends early, and the result is the
+    last checkpoint whose policy had been seen to be in order; the notes and ``metrics["stopped"]`` say so."""
+
+    def __init__(self, options: PPOOptions, context: StageContext) -> None:
+        quiet()
+        self.options = options
+        self.context = context
+        self.batch = options.prompts_per_step * options.samples_per_prompt
+        if self.batch % options.minibatches:
+            raise UserError(
+                f"minibatches {options.minibatches} does not divide "
+                f"prompts_per_step x samples_per_prompt = {self.batch}",
+                where="rl.minibatches",
+                hint="choose a divisor of it",
+            )
+        self.size = self.batch // options.minibatches
+        of = f"prompts_per_step x samples_per_prompt / minibatches = {self.size}"
+        self.micro = micro_batch(options, self.size, "rl", of)
+        if options.critic_model is not None and options.critic == "head":
+            raise UserError(
+                "critic_model is set, and the critic is a head on the policy",
+                where="rl.critic_model",
+                hint="set `critic: separate`, or leave it out",
+            )
+
+    def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
+        """See ``RLAlgorithm``. Raises ``UserError`` where the first batch of samples has nothing to teach: the same
+        reward for all, or hardly an answer with text."""
+        options, seed = self.options, self.context.seed
+        tokenizer = load_tokenizer(policy)
+        chat = Chat(tokenizer, policy)
+        usable, ids = self._fitting(chat, policy, prompts)
+        order = layout(len(usable), options.steps * options.prompts_per_step, seed32(seed, "prompts"))
+        set_seed(seed32(seed, "train"))  # adapters begin with random numbers
+        learner = _Learner(options, self.context, policy, tokenizer, self.micro)
+        folder = self.context.workdir / f"ppo-{_identity(options, self.context, policy, usable)}"
+        state = learner.load(last_whole(folder)) or _State(beta=options.beta)
+        notes = []
+        if len(usable) < len(prompts):
+            notes.append(f"{len(prompts) - len(usable)} of {len(prompts)} prompts left out: too long for the model")
+
+        for step in range(state.step + 1, options.steps + 1):
+            clock = _Clock(state.seconds)
+            chosen = order[(step - 1) * options.prompts_per_step : step * options.prompts_per_step]
+            requests = self._requests([usable[i] for i in chosen], step)
+            repeated = [ids[i] for i in chosen for _ in range(options.samples_per_prompt)]
+            with clock("rollout"):
+                answers = learner.sample(requests, repeated)
+            samples = list(zip(repeated, answers, strict=True))
+            texts = [learner.text(answer) for answer in answers]
+            with clock("score"):
+                scores = _scores(
+                    reward,
+                    [
+                        Exchange(request.id, request.input.messages, text)
+                        for request, text in zip(requests, texts, strict=True)
+                    ],
+                )
+            with clock("forward"):
+                seen = learner.measure(samples)
+            ended = [learner.ended(answer) for answer in answers]
+            row = _observed(step, scores, texts, ended, seen, state.beta)
+            if step == 1:
+                self._check_first(row, texts)
+            if trouble := self._trouble(row):
+                # The policy of checkpoint k is seen at step k + 1: the one before this step's is the last good one.
+                self._stop(trouble, step, learner, folder, state, row, notes)
+                break
+
+            penalties = torch.tensor([0.0 if end else options.missing_end_penalty for end in ended])
+            rewards = token_rewards(torch.tensor(scores) - penalties, seen.kl, seen.mask, state.beta)
+            if options.whiten_rewards:
+                rewards = whiten(rewards, seen.mask, shift=False)
+            advantages, returns = gae(rewards, seen.values, seen.mask, options.gamma, options.lam)
+            row["explained_variance"] = explained_variance(seen.values, returns, seen.mask)
+            if options.whiten_advantages:
+                advantages = whiten(advantages, seen.mask)
+            with clock("update"):
+                row |= self._update(learner, step, samples, seen, advantages, returns)
+            if options.kl_control == "adaptive":
+                state.beta = next_beta(state.beta, row["kl"], options.kl_target, options.kl_gain)
+            state.step = step
+            state.curve.append(row)
+            if step % options.save_steps == 0 or step == options.steps:
+                learner.save(folder / f"checkpoint-{step}", state)
+                keep_last(folder, KEEP)
+            self.context.progress.update(step, options.steps, "batches of samples")
+
+        save_merged(learner.trained, tokenizer, out)
+        return self._result(state, notes)
+
+    # before training ---------------------------------------------------------------------------------------------
+
+    def _fitting(self, chat: Chat, policy: Path, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
+        """The prompts that leave room for an answer, and their tokens."""
+        options = self.options
+        room = context_length(policy) - options.max_new_tokens
+        encoded = [(prompt, chat.ids(prompt.messages, generation_prompt=True)) for prompt in prompts]
+        usable = [(prompt, ids) for prompt, ids in encoded if 0 < len(ids) <= room]
+        if prompts and not usable:
+            shortest = min(len(ids) for _, ids in encoded)
+            raise UserError(
+                f"no prompt fits: the model has {context_length(policy)} positions, an answer may have "
+                f"{options.max_new_tokens} tokens, and the shortest prompt has {shortest}",
+                where="rl.max_new_tokens",
+                hint="lower it, give shorter prompts, or use a policy with a longer context",
+            )
+        if len(usable) < options.prompts_per_step:
+            long = f" that fit ({len(prompts) - len(usable)} are too long)" if len(usable) < len(prompts) else ""
+            raise UserError(
+                f"prompts_per_step is {options.prompts_per_step} and there are {len(usable)} prompts{long}",
+                where="rl.prompts_per_step",
+                hint="lower it, or give more prompts of split train",
+            )
+        return [prompt for prompt, _ in usable], [ids for _, ids in usable]
+
+    def _check_first(self, row: Row, texts: Sequence[str]) -> None:
+        """Nothing has been learnt yet."""
+        if row["empty"] >= self.options.max_empty:
+            raise UserError(
+                f"{row['empty']:.0%} of the policy's first {len(texts)} answers are empty",
+                where="rl.max_empty",
+                hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
+            )
+        if len(texts) > 1 and row["reward_min"] == row["reward_max"]:
+            same = ": they are all the same" if len(set(texts)) == 1 else ""
+            raise UserError(
+                f"the reward of the first {len(texts)} answers is constant ({row['reward']:g}), and a constant reward "
+                f"teaches nothing{same}",
+                where="rl.temperature" if same else "reward",
+                hint="raise prompts_per_step, samples_per_prompt or temperature, or give a reward that tells these "
+                "answers apart",
+            )
+
+    # a step ------------------------------------------------------------------------------------------------------
+
+    def _requests(self, prompts: Sequence[Prompt], step: int) -> list[GenerateRequest]:
+        options = self.options
+        sampling = Sampling(options.max_new_tokens, options.temperature)
+        count: Counter[str] = Counter()  # a prompt comes twice where one pass over them ends and the next begins
+        requests = []
+        for prompt in prompts:
+            for _ in range(options.samples_per_prompt):
+                k = count[prompt.id]
+                count[prompt.id] += 1
+                seed = derived(self.context.seed, "rollout", prompt.id, step, k)
+                given = ModelInput(messages=prompt.messages)
+                requests.append(GenerateRequest(f"{prompt.id}/{step}/{k}", given, sampling, seed))
+        return requests
+
+    def _trouble(self, row: Row) -> str:
+        """Why training must not go on from here; empty where it may."""
+        options = self.options
+        if math.isnan(row["kl"]):
+            return "the policy's probabilities are not numbers"
+        if options.max_kl is not None and row["kl"] > options.max_kl:
+            return f"the KL to the reference is {row['kl']:.1f} nats per answer, above max_kl {options.max_kl:g}"
+        if math.isinf(row["kl"]):
+            return "the KL to the reference is infinite"
+        if row["empty"] >= options.max_empty:
+            return f"{row['empty']:.0%} of the answers are empty, max_empty is {options.max_empty:g}"
+        return ""
+
+    def _stop(
+        self, trouble: str, step: int, learner: _Learner, folder: Path, state: _State, row: Row, notes: list[str]
+    ) -> None:
+        """Take the policy back to the last good checkpoint. Raises ``CAIError`` where there is none."""
+        good = last_whole(folder, at_most=step - 2)
+        if good is None:
+            raise CAIError(
+                f"training stopped at step {step}: {trouble}; no earlier checkpoint is known to be good",
+                where="rl",
+                hint="lower learning_rate, raise beta, or lower save_steps to keep earlier checkpoints",
+            )
+        found = learner.load(good)
+        assert found is not None
+        state.curve.append({name: value for name, value in row.items() if math.isfinite(value)})
+        state.step, state.stopped = found.step, step
+        notes.append(
+            f"stopped at step {step} of {self.options.steps}: {trouble}. The result is the policy after step "
+            f"{found.step}; a lower learning_rate or a higher beta would go further"
+        )
+
+    def _update(
+        self,
+        learner: _Learner,
+        step: int,
+        samples: Sequence[Tokens],
+        seen: _Seen,
+        advantages: Tensor,
+        returns: Tensor,
+    ) -> Row:
+        """``epochs`` passes over the samples, an optimizer step per minibatch. A token counts the same whatever answer,
+        minibatch or micro-batch it is in."""
+        options = self.options
+        sums: defaultdict[str, float] = defaultdict(float)
+        most, steps = 0.0, 0
+        for epoch in range(options.epochs):
+            order = list(range(len(samples)))
+            random.Random(seed32(self.context.seed, "minibatches", step, epoch)).shuffle(order)
+            for start in range(0, len(order), self.size):
+                chosen = order[start : start + self.size]
+                tokens = int(seen.mask[chosen].sum())
+                for rows in _by_length(chosen, samples, self.micro):
+                    width = max(len(samples[i][1]) for i in rows)
+                    mask, old, before, wanted, gain = (
+                        part[rows, -width:].to(self.context.device)
+                        for part in (seen.mask, seen.logp, seen.values, returns, advantages)
+                    )
+                    logp, values, _ = learner.forward([samples[i] for i in rows])
+                    change = logp - old
+                    of_policy = policy_loss(change, gain, mask, options.clip).sum() / tokens
+                    of_value = value_loss(values, before, wanted, mask, options.value_clip).sum() / tokens
+                    loss = of_policy + options.value_coef * of_value
+                    if not torch.isfinite(loss):
+                        raise _diverged(step, "the loss", float(loss.detach()))
+                    learner.backward(loss)
+                    with torch.no_grad():
+                        change = torch.where(mask, change, 0)
+                        ratio = change.exp()
+                        sums["policy_loss"] += float(of_policy)
+                        sums["value_loss"] += float(of_value)
+                        sums["ratio"] += float(torch.where(mask, ratio, 0).sum()) / tokens
+                        sums["clip_fraction"] += float(((ratio - 1).abs() > options.clip).sum()) / tokens
+                        # KL of the policy that sampled to the one under training: k3 with the roles changed.
+                        sums["policy_kl"] += float(kl_k3(-change).sum()) / tokens
+                        most = max(most, float(ratio.max()))
+                sums["learning_rate"] += learner.rate
+                norm = learner.step()
+                if not math.isfinite(norm):
+                    raise _diverged(step, "the gradient's norm", norm)
+                sums["grad_norm"] += norm
+                steps += 1
+        return {**{name: value / steps for name, value in sums.items()}, "ratio_max": most}
+
+    # afterwards --------------------------------------------------------------------------------------------------
+
+    def _result(self, state: _State, notes: list[str]) -> TrainResult:
+        curve, seconds = state.curve, state.seconds
+        rewards = [row["reward"] for row in curve]
+        half = max(1, len(rewards) // 2)
+        flat = sum(row["reward_min"] == row["reward_max"] for row in curve)
+        if flat:
+            notes.append(
+                f"in {flat} of {len(curve)} batches all samples had the same reward: nothing to learn from there"
+            )
+        cut = sum(row["missing_end"] for row in curve[-half:]) / half
+        if cut > 0.5:
+            notes.append(
+                f"{cut:.0%} of the answers of the second half did not end within max_new_tokens: the reward model "
+                "judged pieces; raise max_new_tokens, or set missing_end_penalty"
+            )
+        whole = sum(seconds.values())
+        if whole:
+            shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in seconds.items())
+            notes.append(f"time: {whole:.0f} s, of which {shares}")
+        metrics = {
+            "steps": float(state.step),
+            "samples": float(len(curve) * self.batch),
+            "reward_first": rewards[0],
+            "reward_last": rewards[-1],
+            "reward_first_half": sum(rewards[:half]) / half,
+            "reward_second_half": sum(rewards[-half:]) / half,
+            "beta_last": state.beta,
+            **{f"seconds_{name}": value for name, value in seconds.items()},
+        }
+        if "kl" in curve[-1]:
+            metrics["kl_last"] = curve[-1]["kl"]
+        if state.stopped:
+            metrics["stopped"] = float(state.stopped)
+        return TrainResult(metrics=metrics, curve=curve, notes=notes)
+
+
+@dataclass
+class _State:
+    """What a checkpoint keeps besides tensors. beta: of the next step. stopped: at which step trouble came, or 0."""
+
+    beta: float
+    step: int = 0
+    curve: list[Row] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stopped: int = 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the policy, before an update, makes of each token that it drew: [samples, columns], answers at the right
+    end. kl: log pi - log ref. entropy: of the distribution that the token was drawn from, in nats."""
+
+    mask: Tensor
+    logp: Tensor
+    kl: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+class _Learner:
+    """The policy under training with its reference, its value function and its optimizer."""
+
+    def __init__(self, options: PPOOptions, context: StageContext, policy: Path, tokenizer: Any, micro: int) -> None:
+        self.options = options
+        self.tokenizer = tokenizer
+        self.micro = micro
+        cpu = context.device == "cpu"
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
+        if self.accelerator.num_processes > 1:
+            raise UserError("ppo runs in one process", where="launch", hint="leave `launch` out, or use grpo")
+        model = load_causal(policy, context.device, all_weights=options.lora is None)
+        self.proper = _end_tokens(model, tokenizer, policy)
+        self.ends = self.proper | set(tokenizer.all_special_ids)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.proper)
+        # The reference: the adapters off, or a copy where there are none.
+        self.frozen = None if options.lora else copy.deepcopy(model).requires_grad_(False).eval()
+        self.trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
+        self.model = model
+        _no_dropout(model)
+        model.train(options.gradient_checkpointing)
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.critic = (
+            _Head(model) if options.critic == "head" else _Separate(options, policy, tokenizer, context.device)
+        )
+        self.critic.to(context.device)
+        with self.accelerator.autocast():
+            self.rollouts = Rollouts(model, sorted(self.ends), self.pad, options.rollout_rows, options.token_budget)
+
+        self.parts = {
+            "policy": {n: p for n, p in self.trained.named_parameters() if p.requires_grad},
+            "critic": {n: p for n, p in self.critic.named_parameters() if p.requires_grad},
+        }
+        critic_rate = options.learning_rate if options.critic_learning_rate is None else options.critic_learning_rate
+        rates = {"policy": options.learning_rate, "critic": critic_rate}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(part.values()), "lr": rates[name]} for name, part in self.parts.items()],
+            weight_decay=options.weight_decay,
+        )
+        updates = options.steps * options.epochs * options.minibatches
+        self.scheduler = get_scheduler(options.schedule, self.optimizer, 0, updates)
+
+    # sampling ----------------------------------------------------------------------------------------------------
+
+    def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
+        """See ``Rollouts``."""
+        with self.accelerator.autocast():
+            return self.rollouts.sample(requests, prompts)
+
+    def ended(self, answer: Sequence[int]) -> bool:
+        """Whether the policy ended the answer as it should; another special token cuts it off."""
+        return answer[-1] in self.proper
+
+    def text(self, answer: Sequence[int]) -> str:
+        """The answer as the reward model reads it."""
+        tokens = answer[:-1] if answer[-1] in self.ends else answer
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    # reading -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, samples: Sequence[Tokens], *, reference: bool = False, entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For each token of the answers, at the right end of [rows, columns]: its log-probability at the sampling's
+        temperature, the value before it (zeros for the reference), and the entropy where asked for. What stands before
+        a shorter answer means nothing."""
+        width = max(len(answer) for _, answer in samples)
+        whole = max(len(prompt) + len(answer) for prompt, answer in samples)
+        device = self.model.device
+        ids = torch.tensor([[self.pad] * (whole - len(p) - len(a)) + p + a for p, a in samples], device=device)
+        mask = torch.tensor(
+            [[0] * (whole - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in samples], device=device
+        )
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        head = isinstance(self.critic, _Head) and not reference
+        with self._as_reference() if reference else nullcontext(self.model) as model, self.accelerator.autocast():
+            if "position_ids" in self.rollouts.takes:
+                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+            keep = {"logits_to_keep": width + 1} if "logits_to_keep" in self.rollouts.takes else {}
+            output = model(**inputs, **keep, output_hidden_states=head)
+        # Before a token stands the state that it is drawn from.
+        logits = output.logits[:, -width - 1 : -1].float() / self.options.temperature
+        shares = logits.log_softmax(-1)
+        logp = shares.gather(-1, ids[:, -width:, None])[..., 0]
+        if head:
+            values = self.critic(output.hidden_states[-1][:, -width - 1 : -1])
+        elif reference:
+            values = torch.zeros_like(logp)
+        else:
+            with self.accelerator.autocast():
+                values = self.critic(inputs)[:, -width - 1 : -1]
+        return logp, values, torch.special.entr(shares.exp()).sum(-1) if entropy else None
+
+    @torch.no_grad()
+    def measure(self, samples: Sequence[Tokens]) -> _Seen:
+        """The policy as it is on what it sampled, in micro-batches of similar length."""
+        width = max(len(answer) for _, answer in samples)
+        columns = torch.arange(width)
+        mask = torch.stack([columns >= width - len(answer) for _, answer in samples])
+        logp, ref, values, entropy = (torch.zeros(mask.shape) for _ in range(4))
+        batches = list(_by_length(range(len(samples)), samples, self.micro))
+        for rows in batches:
+            found = self.forward([samples[i] for i in rows], entropy=True)
+            for whole, part in zip((logp, values, entropy), found, strict=True):
+                assert part is not None
+                whole[rows, -part.shape[1] :] = part.cpu()
+        for rows in batches:
+            part, _, _ = self.forward([samples[i] for i in rows], reference=True)
+            ref[rows, -part.shape[1] :] = part.cpu()
+        logp, ref, values, entropy = (torch.where(mask, part, 0) for part in (logp, ref, values, entropy))
+        return _Seen(mask, logp, kl_k1(logp - ref), values, entropy)
+
+    def _as_reference(self) -> AbstractContextManager[Any]:
+        return nullcontext(self.frozen) if self.frozen is not None else self._adapters_off()
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[Any]:
+        with self.trained.disable_adapter():
+            yield self.model
+
+    # learning ----------------------------------------------------------------------------------------------------
+
+    @property
+    def rate(self) -> float:
+        """The policy's learning rate now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of ``loss`` on top of those there are."""
+        self.accelerator.backward(loss)
+
+    def step(self) -> float:
+        """One optimizer step; the norm of the policy's gradient before it was scaled down, or one that is not finite,
+        from which nothing is learnt. The critic's gradient is scaled by itself: it must not shorten the policy's."""
+        limit = self.options.max_grad_norm
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(list(part.values()), limit)) for part in self.parts.values() if part
+        ]
+        if all(math.isfinite(norm) for norm in norms):
+            self.optimizer.step()
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return next((norm for norm in norms if not math.isfinite(norm)), norms[0])
+
+    # checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, state: _State) -> None:
+        """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far."""
+        folder.mkdir(parents=True)
+        for name, part in self.parts.items():
+            save_file({key: value.detach().contiguous() for key, value in part.items()}, folder / f"{name}.safetensors")
+        moments = {
+            f"{number}.{name}": value.contiguous()
+            for number, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        save_file(moments, folder / "optimizer.safetensors")
+        kept = {"step": state.step, "beta": state.beta, "curve": state.curve, "seconds": state.seconds}
+        text = json.dumps({**kept, "schedule": self.scheduler.state_dict()}, allow_nan=False)
+        (folder / "state.json").write_text(text, encoding="utf-8")
+        seal(folder)
+
+    def load(self, folder: Path | None) -> _State | None:
+        """Go on where ``save`` was; None without a checkpoint."""
+        if folder is None:
+            return None
+        with torch.no_grad():
+            for name, part in self.parts.items():
+                found = load_file(folder / f"{name}.safetensors")
+                for key, value in part.items():
+                    value.copy_(found[key])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            number, _, name = key.partition(".")
+            moments.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        kept = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.scheduler.load_state_dict(kept.pop("schedule"))
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        return _State(**kept)
+
+
+class _Head(nn.Module):
+    """A linear value function of the policy's last hidden state. It begins at zero, so that the first advantages are
+    plain returns and not those of random numbers."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(model.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[rows, columns, hidden] to [rows, columns]."""
+        return self.linear(states.float())[..., 0]
+
+
+class _Separate(nn.Module):
+    """A model of its own with a score at every token: a preference model goes on from its own scores, a causal model
+    begins at zero."""
+
+    def __init__(self, options: PPOOptions, policy: Path, tokenizer: Any, device: str) -> None:
+        super().__init__()
+        path = policy if options.critic_model is None else Path(options.critic_model)
+        if load_tokenizer(path, chat=False).get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"{path} has another tokenizer than the policy, and a critic reads the policy's tokens",
+                where="rl.critic_model",
+                hint="use a preference model that was trained from the same base model, or `critic: head`",
+            )
+        classifier, new = load_classifier(path, device)
+        if not hasattr(classifier, "score"):
+            raise UserError(
+                f"{path} keeps its score under another name than `score`",
+                where="rl.critic_model",
+                hint="use `critic: head`",
+            )
+        _no_dropout(classifier)
+        classifier.eval()
+        if new:
+            nn.init.zeros_(classifier.score.weight)
+        self.whole = get_peft_model(classifier, lora_config(options.lora, "SEQ_CLS")) if options.lora else classifier
+        self._plain = [classifier]  # in a list: it is a part of ``whole`` already
+
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
+        """What a model takes to [rows, columns]."""
+        classifier = self._plain[0]
+        trunk = getattr(classifier, classifier.base_model_prefix)
+        return classifier.score(trunk(**inputs).last_hidden_state)[..., 0].float()
+
+
+class _Clock:
+    """Adds up seconds by name."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the time inside under ``name``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _scores(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[float]:
+    """One finite score per answer."""
+    try:
+        scores = [float(score) for score in reward.score(exchanges)]
+    except CAIError:
+        raise
+    except Exception as error:
+        raise CAIError(
+            f"the reward model failed on {len(exchanges)} answers: {type(error).__name__}: {error}",
+            where="reward",
+            hint="nothing of this batch was learnt; the same command goes on from the last checkpoint",
+        ) from error
+    if len(scores) != len(exchanges):
+        raise CAIError(f"the reward model gave {len(scores)} scores for {len(exchanges)} answers", where="reward")
+    for exchange, score in zip(exchanges, scores, strict=True):
+        if not math.isfinite(score):
+            raise CAIError(
+                f"the reward of {exchange.id!r} is {score}; it must be finite",
+                where="reward",
+                hint=f"the answer was {exchange.response[:60]!r}; nothing of this batch was learnt",
+            )
+    return scores
+
+
+def _observed(
+    step: int, scores: Sequence[float], texts: Sequence[str], ended: Sequence[bool], seen: _Seen, beta: float
+) -> Row:
+    """What a batch of samples shows of the policy that drew it. Rewards are the reward model's, without KL and
+    penalties; KL is in nats per answer, entropy in nats per token, length in tokens."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    k3 = torch.where(seen.mask, kl_k3(seen.kl), 0)
+    n = len(scores)
+    return {
+        "step": float(step),
+        "reward": float(values.mean()),
+        "reward_std": float(values.std(correction=0)),
+        "reward_min": float(values.min()),
+        "reward_q10": quantiles[0],
+        "reward_median": quantiles[1],
+        "reward_q90": quantiles[2],
+        "reward_max": float(values.max()),
+        "kl": float(seen.kl.sum()) / n,
+        "kl_k3": float(k3.sum()) / n,
+        "beta": beta,
+        "entropy": float(masked_mean(seen.entropy, seen.mask)),
+        "length": float(seen.mask.sum()) / n,
+        "missing_end": 1 - sum(ended) / n,
+        "empty": sum(not text.strip() for text in texts) / n,
+    }
+
+
+def _by_length(chosen: Sequence[int], samples: Sequence[Tokens], size: int) -> Iterator[list[int]]:
+    """``chosen`` in lists of ``size``, answers of like length together."""
+    ordered = sorted(chosen, key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _end_tokens(model: Any, tokenizer: Any, policy: Path) -> set[int]:
+    """The tokens that properly end an answer. Raises ``UserError`` where the policy has none."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    if not ends:
+        raise UserError(
+            "the policy has no end-of-text token, so that no answer would ever end",
+            where=str(policy),
+            hint="set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json, or use an "
+            "instruct model",
+        )
+    return ends
+
+
+def _no_dropout(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _diverged(step: int, what: str, value: float) -> CAIError:
+    return CAIError(
+        f"training stopped at step {step}: {what} is {value}",
+        where="rl",
+        hint="lower learning_rate, or raise beta; nothing of this step was saved, and the last good checkpoint is kept",
+    )
+
+
+def _identity(options: PPOOptions, context: StageContext, policy: Path, prompts: Sequence[Prompt]) -> str:
+    """So that no checkpoint of another configuration is ever taken up. Options that only say how the work is done may
+    change between a crash and the restart."""
+    told = {
+        name: value
+        for name, value in options.model_dump(mode="json").items()
+        if not EXECUTION.items() <= (type(options).model_fields[name].json_schema_extra or {}).items()  # type: ignore[union-attr]
+    }
+    files = sorted((file.name, file.stat().st_size) for file in policy.glob("*") if file.is_file())
+    asked = [(p.id, [(m.role, m.content) for m in p.messages]) for p in prompts]
+    content = repr((told, context.seed, context.device, str(policy), files, asked))
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
