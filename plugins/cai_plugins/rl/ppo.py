@@ -115,6 +115,8 @@ class PPO:
         notes = []
         if len(usable) < len(prompts):
             notes.append(f"{len(prompts) - len(usable)} of {len(prompts)} prompts left out: too long for the model")
+        if len(usable) < options.prompts_per_step:
+            notes.append(f"{len(usable)} prompts for prompts_per_step {options.prompts_per_step}: batches repeat them")
 
         for step in range(state.step + 1, options.steps + 1):
             clock = _Clock(state.seconds)
@@ -174,20 +176,15 @@ class PPO:
         room = context_length(policy) - options.max_new_tokens
         encoded = [(prompt, chat.ids(prompt.messages, generation_prompt=True)) for prompt in prompts]
         usable = [(prompt, ids) for prompt, ids in encoded if 0 < len(ids) <= room]
-        if prompts and not usable:
+        if not prompts:
+            raise UserError("no prompt to sample answers for", where="rl", hint="give prompts of split train")
+        if not usable:
             shortest = min(len(ids) for _, ids in encoded)
             raise UserError(
                 f"no prompt fits: the model has {context_length(policy)} positions, an answer may have "
                 f"{options.max_new_tokens} tokens, and the shortest prompt has {shortest}",
                 where="rl.max_new_tokens",
                 hint="lower it, give shorter prompts, or use a policy with a longer context",
-            )
-        if len(usable) < options.prompts_per_step:
-            long = f" that fit ({len(prompts) - len(usable)} are too long)" if len(usable) < len(prompts) else ""
-            raise UserError(
-                f"prompts_per_step is {options.prompts_per_step} and there are {len(usable)} prompts{long}",
-                where="rl.prompts_per_step",
-                hint="lower it, or give more prompts of split train",
             )
         return [prompt for prompt, _ in usable], [ids for _, ids in usable]
 
@@ -381,7 +378,7 @@ class _Learner:
         cpu = context.device == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         if self.accelerator.num_processes > 1:
-            raise UserError("ppo runs in one process", where="launch", hint="leave `launch` out, or use grpo")
+            raise UserError("ppo runs in one process", where="rl", hint="start it without `accelerate launch`")
         model = load_causal(policy, context.device, all_weights=options.lora is None)
         self.proper = _end_tokens(model, tokenizer, policy)
         self.ends = self.proper | set(tokenizer.all_special_ids)
