@@ -460,7 +460,7 @@ def fail(call: int, texts: Sequence[str]) -> list[float]:
     ("scores", "kind", "words"),
     [
         (lambda call, texts: [math.nan] * len(texts), CAIError, "must be finite"),
-        (lambda call, texts: [1.0] * len(texts), UserError, "is constant"),
+        (lambda call, texts: [1.0] * len(texts), UserError, "the reward is 1.0 for all 12 first answers"),
         (lambda call, texts: letters(call, texts)[1:], CAIError, "gave 11 scores for 12 answers"),
         (fail, CAIError, "failed on 12 answers: RuntimeError: no memory left"),
     ],

@@ -25,8 +25,17 @@ def check_ends(tokenizer: Any, policy: Path) -> None:
 
 
 def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[float]:
-    """One finite reward per exchange. Raises ``CAIError`` otherwise."""
-    rewards = list(reward.score(exchanges)) if exchanges else []
+    """One finite reward per exchange. Raises ``CAIError`` otherwise, also where the reward model fails."""
+    try:
+        rewards = list(reward.score(exchanges)) if exchanges else []
+    except CAIError:
+        raise
+    except Exception as error:  # a reward model may be anybody's
+        raise CAIError(
+            f"the reward model failed on {len(exchanges)} answers: {type(error).__name__}: {error}",
+            where="reward",
+            hint="nothing of this batch was learnt; the same command goes on from the last checkpoint",
+        ) from error
     if len(rewards) != len(exchanges):
         raise CAIError(f"the reward model gave {len(rewards)} scores for {len(exchanges)} answers", where="reward")
     for exchange, value in zip(exchanges, rewards, strict=True):

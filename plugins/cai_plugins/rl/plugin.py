@@ -1,4 +1,4 @@
-"""RL algorithms: ``ppo`` (the paper's), ``grpo`` and ``rloo`` (policy gradient), ``dpo`` (from labels), ``best_of_n``."""
+"""RL algorithms: ``ppo``, ``grpo`` and ``rloo`` (policy gradient), ``dpo`` (from labels), ``best_of_n``."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ from cai_plugins.rl.advantages import (
     value_loss,
     whiten,
 )
+from cai_plugins.rl.checks import check_signal, finite_rewards
 from cai_plugins.rl.plugin import PPOOptions
 from cai_plugins.rl.prompts import layout
 
@@ -102,7 +103,7 @@ class PPO:
 
     def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
         """See ``RLAlgorithm``. Raises ``UserError`` where the first batch of samples has nothing to teach: the same
-        reward for all, or hardly an answer with text."""
+        reward for all of several answers, or hardly an answer with text."""
         options, seed = self.options, self.context.seed
         tokenizer = load_tokenizer(policy)
         chat = Chat(tokenizer, policy)
@@ -128,19 +129,15 @@ class PPO:
             samples = list(zip(repeated, answers, strict=True))
             texts = [learner.text(answer) for answer in answers]
             with clock("score"):
-                scores = _scores(
-                    reward,
-                    [
-                        Exchange(request.id, request.input.messages, text)
-                        for request, text in zip(requests, texts, strict=True)
-                    ],
+                scores = finite_rewards(
+                    reward, [Exchange(r.id, r.input.messages, t) for r, t in zip(requests, texts, strict=True)]
                 )
             with clock("forward"):
                 seen = learner.measure(samples)
             ended = [learner.ended(answer) for answer in answers]
             row = _observed(step, scores, texts, ended, seen, state.beta)
             if step == 1:
-                self._check_first(row, texts)
+                self._check_first(row, texts, scores)
             if trouble := self._trouble(row):
                 # The policy of checkpoint k is seen at step k + 1: the one before this step's is the last good one.
                 self._stop(trouble, step, learner, folder, state, row, notes)
@@ -188,7 +185,7 @@ class PPO:
             )
         return [prompt for prompt, _ in usable], [ids for _, ids in usable]
 
-    def _check_first(self, row: Row, texts: Sequence[str]) -> None:
+    def _check_first(self, row: Row, texts: Sequence[str], scores: Sequence[float]) -> None:
         """Nothing has been learnt yet."""
         if row["empty"] >= self.options.max_empty:
             raise UserError(
@@ -196,15 +193,7 @@ class PPO:
                 where="rl.max_empty",
                 hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
             )
-        if len(texts) > 1 and row["reward_min"] == row["reward_max"]:
-            same = ": they are all the same" if len(set(texts)) == 1 else ""
-            raise UserError(
-                f"the reward of the first {len(texts)} answers is constant ({row['reward']:g}), and a constant reward "
-                f"teaches nothing{same}",
-                where="rl.temperature" if same else "reward",
-                hint="raise prompts_per_step, samples_per_prompt or temperature, or give a reward that tells these "
-                "answers apart",
-            )
+        check_signal(texts, scores)
 
     # a step ------------------------------------------------------------------------------------------------------
 
@@ -613,30 +602,6 @@ class _Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def _scores(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[float]:
-    """One finite score per answer."""
-    try:
-        scores = [float(score) for score in reward.score(exchanges)]
-    except CAIError:
-        raise
-    except Exception as error:
-        raise CAIError(
-            f"the reward model failed on {len(exchanges)} answers: {type(error).__name__}: {error}",
-            where="reward",
-            hint="nothing of this batch was learnt; the same command goes on from the last checkpoint",
-        ) from error
-    if len(scores) != len(exchanges):
-        raise CAIError(f"the reward model gave {len(scores)} scores for {len(exchanges)} answers", where="reward")
-    for exchange, score in zip(exchanges, scores, strict=True):
-        if not math.isfinite(score):
-            raise CAIError(
-                f"the reward of {exchange.id!r} is {score}; it must be finite",
-                where="reward",
-                hint=f"the answer was {exchange.response[:60]!r}; nothing of this batch was learnt",
-            )
-    return scores
 
 
 def _observed(
