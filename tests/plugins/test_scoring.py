@@ -175,6 +175,24 @@ def test_out_of_memory_takes_batches_and_then_trees_apart(folder: Path, caplog: 
     assert "out of memory" in caplog.text
 
 
+def test_long_rows_are_read_without_a_mask_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_plugins.backends import scoring
+
+    requests = comparisons(4)
+    wanted = {one.id: one.logprobs for one in opened(folder).score(requests)}
+    backend = opened(folder)
+    lengths = sorted(len(backend._encode(r.input)) for r in requests)
+    monkeypatch.setattr(scoring, "MAX_MASK", (lengths[3] + 8) ** 2)
+    shapes = []
+    backend._model.register_forward_pre_hook(
+        lambda _module, _args, given: shapes.append(given["attention_mask"].shape), with_kwargs=True
+    )
+    found = {one.id: one.logprobs for one in backend.score(requests)}
+    assert {len(shape) for shape in shapes} == {2, 4}, "some plainly, some as trees"
+    for name, values in wanted.items():
+        assert found[name] == pytest.approx(values, abs=1e-4)
+
+
 def test_batches_keep_to_the_budget(folder: Path) -> None:
     backend = opened(folder, token_budget=300, max_batch=3)
     sizes = []

@@ -29,8 +29,8 @@ MIN_TRUNK = 16
 # begins a batch of its own instead of being padded.
 ENOUGH = {"cpu": 1024}
 ENOUGH_ELSEWHERE = 8192
-# Our choices, for memory: entries of a batch's attention mask (256 MiB in float32) and of its logits (200 MiB).
-MAX_MASK = 2**26
+# Our choices, for memory: entries of a batch's attention mask (64 MiB in float32) and of its logits (200 MiB).
+MAX_MASK = 2**24
 MAX_LOGITS = 50_000_000
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ class Tree:
             wanted += [(i, k, path[before + step], token) for step, token in enumerate(rows[i].continuations[k])]
         asked = sorted({node for _, _, node, _ in wanted})
         self.asked = len(asked)
-        self._order = [node for node in range(len(tokens)) if node not in set(asked)] + asked
+        last_ones = set(asked)
+        self._order = [node for node in range(len(tokens)) if node not in last_ones] + asked
         self.ids = [tokens[node] for node in self._order]
         self.positions = [positions[node] for node in self._order]
         places = {node: place for place, node in enumerate(asked)}
@@ -151,6 +152,11 @@ class Scorer:
         logits = self.model(input_ids=given).logits[0, -len(continuation) - 1 : -1].float()
         after = torch.tensor(continuation, device=logits.device)[:, None]
         return logits.log_softmax(-1).gather(1, after).sum().cpu()
+
+    @staticmethod
+    def fits(row: ScoreRow) -> bool:
+        """Whether a mask for this row alone is small enough; longer ones (4,096 tokens) are better read plainly."""
+        return row.padded**2 <= MAX_MASK
 
     # which tokens together ---------------------------------------------------------------------------------------
 

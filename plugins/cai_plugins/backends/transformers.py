@@ -283,11 +283,12 @@ class TransformersBackend:
 
     def _scored(self, rows: list[ScoreRow]) -> Iterator[tuple[ScoreRow, list[float] | UnitFailure]]:
         scorer = self._scorer
+        plain = [row for row in rows if scorer is None or not scorer.fits(row)]
+        for plain_batch in self._batches(plain):
+            yield from self._run(plain_batch, self._score_plain)
         if scorer is None:
-            for plain_batch in self._batches(rows):
-                yield from self._run(plain_batch, self._score_plain)
             return
-
+        rows = [row for row in rows if scorer.fits(row)]
         for batch, block in scorer.batches(rows):
             for tree, result in self._run(batch, partial(scorer.score, block=block)):
                 if not isinstance(result, UnitFailure):
