@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, LogitsProcessor
 from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -652,6 +652,21 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[in
     for i, token in zip(sampled, found, strict=True):
         tokens[i] = token
     return [int(token) for token in tokens]
+
+
+class Draw(LogitsProcessor):
+    """For ``generate``: leaves of each row's logits the token that its request draws. start: columns of the prompts."""
+
+    def __init__(self, requests: Sequence[GenerateRequest], start: int) -> None:
+        self.samplings = [request.sampling for request in requests]
+        self.seeds = [request.seed for request in requests]
+        self.start = start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """See ``LogitsProcessor``."""
+        steps = [input_ids.shape[1] - self.start] * len(self.seeds)
+        tokens = torch.tensor(draw(scores, self.samplings, self.seeds, steps), device=scores.device)
+        return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
 
 
 def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from cai_core.errors import CAIError
 from cai_core.types.backend import GenerateRequest
-from cai_plugins._torch.decoding import NAME, Decoder, Row, draw, full_attention
+from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention
 
 
 class Rollouts:
@@ -88,26 +88,12 @@ class Rollouts:
                     pad_token_id=self.pad,
                     use_cache=True,
                 ),
-                logits_processor=LogitsProcessorList([_Draw(batch, width)]),
+                logits_processor=LogitsProcessorList([Draw([row.request for row in batch], width)]),
             )
             for row, line in zip(batch, output[:, width:].tolist(), strict=True):
                 tokens = line[: row.request.sampling.max_new_tokens]
                 end = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
                 row.tokens = tokens[: end + 1]
-
-
-class _Draw(LogitsProcessor):
-    """Leaves of each row's logits the token that it draws."""
-
-    def __init__(self, rows: Sequence[Row], start: int) -> None:
-        self.samplings = [row.request.sampling for row in rows]
-        self.seeds = [row.request.seed for row in rows]
-        self.start = start
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        steps = [input_ids.shape[1] - self.start] * len(self.seeds)
-        tokens = torch.tensor(draw(scores, self.samplings, self.seeds, steps), device=scores.device)
-        return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
 
 
 class _Blocks:

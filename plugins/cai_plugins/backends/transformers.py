@@ -24,7 +24,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -33,7 +32,7 @@ from transformers import (
 from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
-from cai_plugins._torch.decoding import NAME, Decoder, Row, draw, full_attention, out_of_memory
+from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention, out_of_memory
 from cai_plugins._torch.packed import pack_linear_layers
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.scoring import Scorer, ScoreRow
@@ -236,7 +235,7 @@ class TransformersBackend:
                 pad_token_id=self._pad_id(),
                 use_cache=True,
             ),
-            logits_processor=LogitsProcessorList([_Draw(rows, start)]),
+            logits_processor=LogitsProcessorList([Draw([row.request for row in rows], start)]),
             stopping_criteria=StoppingCriteriaList([_RowEnds(rows, start, self._tokenizer)]),
         )
         for i, row in enumerate(rows):
@@ -422,20 +421,6 @@ class _Unfit(Exception):
     def __init__(self, failure: UnitFailure) -> None:
         super().__init__(failure.message)
         self.failure = failure
-
-
-class _Draw(LogitsProcessor):
-    """Leaves of each row's logits the token that it draws."""
-
-    def __init__(self, rows: Sequence[_PlainRow], start: int) -> None:
-        self.samplings = [row.request.sampling for row in rows]
-        self.seeds = [row.request.seed for row in rows]
-        self.start = start
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        steps = [input_ids.shape[1] - self.start] * len(self.seeds)
-        tokens = torch.tensor(draw(scores, self.samplings, self.seeds, steps), device=scores.device)
-        return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
 
 
 class _RowEnds(StoppingCriteria):
