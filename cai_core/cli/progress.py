@@ -118,14 +118,14 @@ class RunDisplay:
         self.console.print(f"{escape(stage):<22} {mark:<20} {escape(', '.join(shown))}")
         if status != "reused":
             for note in info.get("notes") or ():
-                self.console.print(f"  [dim]{escape(clean(str(note)))}[/]")
+                self.console.print(f"  [dim]{escape(clean(str(note)))}[/]", soft_wrap=True)
         if self._labels and "labels" in info and "warnings" in info:
             from cai_core.pipeline.labels import statistics_lines
 
             for line in statistics_lines(info["labels"], principles=False):
-                self.console.print(escape(clean(f"  {line}")))
+                self.console.print(escape(clean(f"  {line}")), soft_wrap=True)
             for warning in info["warnings"]:
-                self.console.print(f"  [yellow]![/] {escape(clean(warning))}")
+                self.console.print(f"  [yellow]![/] {escape(clean(warning))}", soft_wrap=True)
 
 
 def summary_table(summary: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> None:
