@@ -55,10 +55,11 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     """The pairs of a ``.jsonl`` or ``.jsonl.gz`` file, in its order.
 
     A row has ``prompt`` (text, a transcript with "\\n\\nHuman:", or a list of turns) and two answers: ``a`` and ``b``
-    with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which mean
-    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and
-    ``rejected`` are whole transcripts as in hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice
-    ``prompt`` are the form of the paper's evaluations. Ids are made from the content where there is none.
+    with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which are A and
+    B with the probability ``p_chosen`` that ``cai export`` writes (or ``p_a``), else with p_a = 1. Answers are texts or
+    lists of turns that end with the answer. Without ``prompt``, ``chosen`` and ``rejected`` are whole transcripts as in
+    hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice ``prompt`` are the form of the paper's
+    evaluations. Ids are made from the content where there is none.
     ``source`` (text) and ``weight`` (a number above 0) may stand in any row. Two transcripts that part before their
     last answers, as a few in hh-rlhf do, are a pair with a ``failure``.
     Raises ``UserError`` with file and line on anything else, and where there is no pair.
@@ -126,9 +127,7 @@ def _pair(row: Any, number: int) -> Pair:
         prompt, a, b, failure = _transcripts(*sides)
     else:
         raise ValueError("the row has no `prompt`")
-    p_a = row.get("p_a") if names == ("a", "b") else None if failure else 1.0
-    if p_a is not None and (isinstance(p_a, bool) or not isinstance(p_a, int | float) or not 0 <= p_a <= 1):
-        raise ValueError(f"`p_a` is {p_a!r}; it must be a probability in [0, 1]")
+    p_a = _p_a(row, ordered=names != ("a", "b"))
     identifier = row.get("id")
     if identifier is None:
         content = json.dumps([[m.as_dict() for m in prompt], a, b]).encode()
@@ -147,9 +146,28 @@ def _pair(row: Any, number: int) -> Pair:
         weight = 1.0
     elif isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"`weight` is {weight!r}; it must be a number above 0")
-    label = None if p_a is None else float(p_a)
+    label = None if failure else p_a
     category = str(row.get("category") or "all")
     return Pair(str(identifier), prompt, a, b, label, number, category, source, float(weight), failure)
+
+
+def _p_a(row: Mapping[str, Any], *, ordered: bool) -> float | None:
+    """``ordered``: the names of the answers say which is the better one, so that A is the chosen one."""
+    given: dict[str, float] = {}
+    for key in ("p_a", "p_chosen"):
+        p = row.get(key)
+        if p is None:
+            continue
+        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+            raise ValueError(f"`{key}` is {p!r}; it must be a probability in [0, 1]")
+        given[key] = float(p)
+    if not ordered:
+        if "p_chosen" in given and "p_a" not in given:
+            raise ValueError("`p_chosen` stands beside `a` and `b`, and nothing says which of them was chosen")
+        return given.get("p_a")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"`p_a` is {given['p_a']} and `p_chosen` {given['p_chosen']}: A is the chosen answer here")
+    return next(iter(given.values()), 1.0)
 
 
 def _choice(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def write(path: Path, *rows: Any) -> Path:
         ({"prompt": "How?", "a": "Yes.", "b": "No."}, ((USER,), "Yes.", "No.", None)),
         ({"prompt": "How?", "a": "Yes.", "b": "No.", "p_a": 0.25}, ((USER,), "Yes.", "No.", 0.25)),
         ({"prompt": "How?", "chosen": "Yes.", "rejected": "No."}, ((USER,), "Yes.", "No.", 1.0)),
+        ({"prompt": "How?", "chosen": "Yes.", "rejected": "No.", "p_chosen": 0.55}, ((USER,), "Yes.", "No.", 0.55)),
+        ({"prompt": "How?", "chosen": "Yes.", "rejected": "No.", "p_a": 0.0}, ((USER,), "Yes.", "No.", 0.0)),
         ({"prompt": TRANSCRIPT, "better": "Yes.", "worse": "No."}, (TALK, "Yes.", "No.", 1.0)),
         ({"prompt": TRANSCRIPT + "\n\nAssistant:", "a": "Yes.", "b": ""}, (TALK, "Yes.", "", None)),
         (
@@ -85,6 +87,23 @@ def test_zipped_files_marks_blank_lines_and_limits(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_pairs(path)
     assert "p.jsonl.gz line 3" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"chosen": "x", "rejected": "y", "p_chosen": 1.5}, "`p_chosen` is 1.5; it must be a probability"),
+        ({"chosen": "x", "rejected": "y", "p_chosen": "0.5"}, "`p_chosen` is '0.5'; it must be a probability"),
+        ({"chosen": "x", "rejected": "y", "p_a": True}, "`p_a` is True; it must be a probability"),
+        ({"chosen": "x", "rejected": "y", "p_a": 0.3, "p_chosen": 0.7}, "`p_a` is 0.3 and `p_chosen` 0.7"),
+        ({"a": "x", "b": "y", "p_chosen": 0.7}, "nothing says which of them was chosen"),
+    ],
+)
+def test_probabilities_that_cannot_be_are_refused(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_pairs(write(tmp_path / "p.jsonl", {"prompt": "How?", **row}))
+    assert words in str(caught.value)
+    assert "line 1" in str(caught.value.where)
 
 
 P = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.5, 1.0])), min_size=1, max_size=30)
