@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,8 +98,9 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
                 found.append(pair)
                 if limit and len(found) == limit:
                     break
-    except OSError as error:
-        raise UserError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short, and a damaged one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the file cannot be read: {reason}", where=str(path)) from error
     if not found:
         raise UserError("the file has no pair", where=str(path))
     if all(pair.failure for pair in found):
@@ -134,21 +136,17 @@ def _pair(row: Any, number: int) -> Pair:
         identifier = hashlib.sha256(content).hexdigest()[:16]
     elif isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
         raise ValueError("`id` must be a text or a whole number")
-    for text in (str(identifier), a, b, *(m.content for m in prompt)):
+    category = str(row.get("category") or "all")
+    source, weight = row.get("source") or "", row.get("weight")
+    if not isinstance(source, str):
+        raise ValueError("`source` must be a text")
+    for text in (str(identifier), category, source, a, b, *(m.content for m in prompt)):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError("the text holds a lone surrogate (half of a \\u pair)") from error
-    source, weight = row.get("source") or "", row.get("weight")
-    if not isinstance(source, str):
-        raise ValueError("`source` must be a text")
-    if weight is None:
-        weight = 1.0
-    elif isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"`weight` is {weight!r}; it must be a number above 0")
     label = None if failure else p_a
-    category = str(row.get("category") or "all")
-    return Pair(str(identifier), prompt, a, b, label, number, category, source, float(weight), failure)
+    return Pair(str(identifier), prompt, a, b, label, number, category, source, _weight(weight), failure)
 
 
 def _p_a(row: Mapping[str, Any], *, ordered: bool) -> float | None:
@@ -168,6 +166,18 @@ def _p_a(row: Mapping[str, Any], *, ordered: bool) -> float | None:
     if len(set(given.values())) > 1:
         raise ValueError(f"`p_a` is {given['p_a']} and `p_chosen` {given['p_chosen']}: A is the chosen answer here")
     return next(iter(given.values()), 1.0)
+
+
+def _weight(given: Any) -> float:
+    if given is None:
+        return 1.0
+    try:
+        weight = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else 0.0
+    except OverflowError:  # a whole number of hundreds of digits
+        weight = math.inf
+    if not 0 < weight < math.inf:
+        raise ValueError(f"`weight` is {given!r:.40}; it must be a number above 0")
+    return weight
 
 
 def _choice(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,34 @@ def test_probabilities_that_cannot_be_are_refused(tmp_path: Path, row: dict[str,
     assert "line 1" in str(caught.value.where)
 
 
+def test_files_that_are_cut_short_or_damaged_are_told_as_such(tmp_path: Path) -> None:
+    packed = gzip.compress("\n".join(json.dumps({"prompt": str(n), "a": "x", "b": "y"}) for n in range(999)).encode())
+    path = tmp_path / "p.jsonl.gz"
+    broken = {"cut": packed[:-20], "damaged": packed[:50] + bytes(200) + packed[250:], "not gzip": b"{}"}
+    for name, data in broken.items():
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="the file cannot be read: ") as caught:
+            read_pairs(path)
+        assert caught.value.where == str(path), name
+
+
+@pytest.mark.parametrize("weight", ["1" + "0" * 400, "1e999", "NaN", "-1" + "0" * 400, "true", '"2"', "[]"])
+def test_weights_that_are_no_numbers_above_0_are_refused(tmp_path: Path, weight: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"prompt": "p", "a": "x", "b": "y", "weight": {weight}}}')
+    with pytest.raises(UserError, match=r"`weight` is .* it must be a number above 0") as caught:
+        read_pairs(path)
+    assert "line 1" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("key", ["id", "category", "source", "prompt", "a", "b"])
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path: Path, key: str) -> None:
+    row = {"id": "1", "category": "c", "source": "s", "prompt": "p", "a": "x", "b": "y"}
+    with pytest.raises(UserError, match="lone surrogate") as caught:
+        read_pairs(write(tmp_path / "p.jsonl", row, {**row, "id": "2", key: "half \ud800 of one"}))
+    assert "line 2" in str(caught.value.where)
+
+
 P = st.lists(st.tuples(st.floats(0, 1) | st.just(0.5), st.sampled_from([0.0, 0.3, 0.5, 1.0])), min_size=1, max_size=30)
 
 
