@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import math
 import re
 import zlib
@@ -18,6 +19,7 @@ from cai_core.errors import UserError
 from cai_core.text.transcripts import parse_transcript
 from cai_core.types.records import Conversation, Message, conversation
 
+log = logging.getLogger(__name__)
 MAX_LINE_BYTES = 10_000_000  # our choice: a line is a conversation, not a library
 
 
@@ -106,6 +108,31 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     if all(pair.failure for pair in found):
         raise UserError(found[0].failure, where=f"{path} line {found[0].line}", hint="no line of the file has a pair")
     return found
+
+
+def labelled_pairs(path: Path) -> list[Pair]:
+    """The pairs of a file for those who need a label with each, as ``read_pairs`` gives them.
+
+    Pairs with a ``failure`` are left out, and their number is warned of, which a stage keeps among its notes. Raises
+    ``UserError`` with file and line where a pair has no label.
+    """
+    found = read_pairs(path)
+    for pair in found:
+        if pair.p_a is None and not pair.failure:
+            raise UserError(
+                "this pair has no label",
+                where=f"{path} line {pair.line}",
+                hint="give `p_a` in [0, 1], or `chosen` and `rejected` in place of `a` and `b`",
+            )
+    if said := left_out([pair.failure for pair in found]):
+        log.warning("%s: %s", path.name, said)
+    return [pair for pair in found if not pair.failure]
+
+
+def left_out(reasons: Sequence[str]) -> str:
+    """How many pairs are left out, in words; ``reasons``: one for each pair of the file, empty where it stays."""
+    counts = Counter(filter(None, reasons))
+    return "; ".join(f"{n} of {len(reasons)} pairs left out: {reason}" for reason, n in sorted(counts.items()))
 
 
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:

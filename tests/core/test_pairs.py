@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cai_core.calibration import accuracy, brier, calibration_error, length_slope
 from cai_core.errors import UserError
-from cai_core.text.pairs import read_pairs
+from cai_core.text.pairs import labelled_pairs, read_pairs
 from cai_core.types.records import Message
 
 USER = Message("user", "How?")
@@ -104,6 +104,19 @@ def test_probabilities_that_cannot_be_are_refused(tmp_path: Path, row: dict[str,
         read_pairs(write(tmp_path / "p.jsonl", {"prompt": "How?", **row}))
     assert words in str(caught.value)
     assert "line 1" in str(caught.value.where)
+
+
+def test_pairs_without_a_label_are_refused_and_split_conversations_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = "\n\nHuman: How?\n\nAssistant:"
+    split = {"chosen": f"{start} Yes?\n\nHuman: Bread?\n\nAssistant: Bake.", "rejected": f"{start} No."}
+    good = {"prompt": "How?", "a": "Yes.", "b": "", "p_a": 0.25}
+    assert [pair.p_a for pair in labelled_pairs(write(tmp_path / "p.jsonl", good, split, good))] == [0.25, 0.25]
+    assert "p.jsonl: 1 of 3 pairs left out: `chosen` and `rejected` are not one conversation" in caplog.text
+    with pytest.raises(UserError, match="this pair has no label") as caught:
+        labelled_pairs(write(tmp_path / "p.jsonl", split, {**good, "p_a": None}))
+    assert "line 2" in str(caught.value.where)
 
 
 def test_files_that_are_cut_short_or_damaged_are_told_as_such(tmp_path: Path) -> None:

@@ -199,14 +199,16 @@ def test_an_ensemble_averages_and_says_how_much_its_members_disagree() -> None:
     assert one(lenient, "good", "bad").p_a == pytest.approx(0.8)
 
 
-def test_human_labels_are_found_in_either_order_and_averaged(tmp_path: Path) -> None:
+def test_human_labels_are_found_in_either_order_and_averaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "h.jsonl"
     rows = [
         {"prompt": PROMPT[0].content, "a": "one", "b": "two", "p_a": 1.0},
         {"prompt": PROMPT[0].content, "a": "two", "b": "one", "p_a": 0.5},
+        {"chosen": "\n\nHuman: Hi.\n\nAssistant: Yes.", "rejected": "\n\nHuman: Bye.\n\nAssistant: No."},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     labeler = make_human(HumanOptions(path=path), context(None))
+    assert "h.jsonl: 1 of 3 pairs left out" in caplog.text
     assert one(labeler, "one", "two").p_a == 0.75
     assert one(labeler, "two", "one").p_a == 0.25
     missing = one(labeler, "one", "three").failure
