@@ -21,10 +21,11 @@ def brier(p: Sequence[float], target: Sequence[float]) -> float | None:
 
 def calibration_error(p: Sequence[float], target: Sequence[float]) -> float | None:
     """Expected calibration error (Guo et al. 2017) of the preferred side: pairs are binned by max(p, 1 - p), and in
-    each bin the mean confidence is compared with the mean target of that side."""
+    each bin the mean confidence is compared with the mean target of that side. Where p = 0.5 neither side is preferred;
+    the mean of the two targets, one half, is compared."""
     bins: dict[int, list[tuple[float, float]]] = {}
     for q, t in zip(p, target, strict=True):
-        confidence, right = (q, t) if q >= 0.5 else (1 - q, 1 - t)
+        confidence, right = (0.5, 0.5) if q == 0.5 else (q, t) if q > 0.5 else (1 - q, 1 - t)
         bins.setdefault(min(int((confidence - 0.5) * 2 * BINS), BINS - 1), []).append((confidence, right))
     total = sum(len(entries) for entries in bins.values())
     if not total:

@@ -12,6 +12,7 @@ from cai_core.calibration import accuracy, brier, calibration_error, length_slop
 from cai_core.pipeline.tables import LABELS
 from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import read_table
+from cai_core.types.labeler import GIVEN
 from cai_core.types.records import conversation
 from cai_core.types.reward import Preference
 
@@ -158,9 +159,9 @@ def preferences(labels: Artifact) -> tuple[list[Preference], int]:
 
 def _preference(row: Mapping[str, Any], source: str) -> Preference:
     """``source``: of pairs whose file names none."""
-    said = _evidence(row)
+    given = _given(row)
     prompt = conversation(row["prompt"])
-    named, weight = said.get("source") or source, said.get("weight", 1.0)
+    named, weight = given.get("source") or source, given.get("weight", 1.0)
     return Preference(row["id"], prompt, row["a"], row["b"], row["p_a"], source=named, weight=weight)
 
 
@@ -223,7 +224,7 @@ def _by_principle(labelled: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, A
 
 
 def _against_people(labels: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any] | None:
-    known = [(p, row["evidence"]["human"]) for p, row in labels if "human" in _evidence(row)]
+    known = [(p, given["human"]) for p, row in labels if "human" in (given := _given(row))]
     if not known:
         return None
     p, target = [p for p, _ in known], [t for _, t in known]
@@ -237,6 +238,12 @@ def _against_people(labels: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[s
 
 def _evidence(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return row.get("evidence") or {}
+
+
+def _given(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the file of the pairs says of this one; never what the labeler says."""
+    found: Mapping[str, Any] = _evidence(row).get(GIVEN) or {}
+    return found
 
 
 def _failed(row: Mapping[str, Any], kind: str) -> bool:

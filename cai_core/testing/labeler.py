@@ -16,7 +16,7 @@ from cai_core.testing.context import PRINCIPLES
 from cai_core.testing.judges import BAD, GOOD, Choice, ScriptedJudge, always_first, fails, prefers_good
 from cai_core.testing.verdicts import VERDICTS
 from cai_core.types.backend import Backend
-from cai_core.types.labeler import Comparison, Label, Labeler
+from cai_core.types.labeler import GIVEN, Comparison, Label, Labeler
 from cai_core.types.records import Message
 
 QUESTIONS = ("How do I bake bread?", "What goes into a loaf?", "Can you explain bread to me?")
@@ -167,3 +167,4 @@ def check(label: Label) -> None:
         assert math.isfinite(label.p_a)
         assert 0 <= label.p_a <= 1
     json.dumps(dict(label.evidence), allow_nan=False)
+    assert GIVEN not in label.evidence, f"{label.id}: the evidence {GIVEN!r} is kept for what the pairs' file says"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from cai_core.errors import UserError
 from cai_core.text.transcripts import parse_transcript
 from cai_core.types.records import Conversation, Message, conversation
 
+log = logging.getLogger(__name__)
 MAX_LINE_BYTES = 10_000_000  # our choice: a line is a conversation, not a library
 
 
@@ -55,10 +58,11 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     """The pairs of a ``.jsonl`` or ``.jsonl.gz`` file, in its order.
 
     A row has ``prompt`` (text, a transcript with "\\n\\nHuman:", or a list of turns) and two answers: ``a`` and ``b``
-    with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which mean
-    p_a = 1. Answers are texts or lists of turns that end with the answer. Without ``prompt``, ``chosen`` and
-    ``rejected`` are whole transcripts as in hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice
-    ``prompt`` are the form of the paper's evaluations. Ids are made from the content where there is none.
+    with ``p_a`` in [0, 1] or without, or ``chosen`` and ``rejected`` (also ``better`` and ``worse``), which are A and
+    B with the probability ``p_chosen`` that ``cai export`` writes (or ``p_a``), else with p_a = 1. Answers are texts or
+    lists of turns that end with the answer. Without ``prompt``, ``chosen`` and ``rejected`` are whole transcripts as in
+    hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice ``prompt`` are the form of the paper's
+    evaluations. Ids are made from the content where there is none.
     ``source`` (text) and ``weight`` (a number above 0) may stand in any row. Two transcripts that part before their
     last answers, as a few in hh-rlhf do, are a pair with a ``failure``.
     Raises ``UserError`` with file and line on anything else, and where there is no pair.
@@ -96,13 +100,39 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
                 found.append(pair)
                 if limit and len(found) == limit:
                     break
-    except OSError as error:
-        raise UserError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short, and a damaged one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the file cannot be read: {reason}", where=str(path)) from error
     if not found:
         raise UserError("the file has no pair", where=str(path))
     if all(pair.failure for pair in found):
         raise UserError(found[0].failure, where=f"{path} line {found[0].line}", hint="no line of the file has a pair")
     return found
+
+
+def labelled_pairs(path: Path) -> list[Pair]:
+    """The pairs of a file for those who need a label with each, as ``read_pairs`` gives them.
+
+    Pairs with a ``failure`` are left out, and their number is warned of, which a stage keeps among its notes. Raises
+    ``UserError`` with file and line where a pair has no label.
+    """
+    found = read_pairs(path)
+    for pair in found:
+        if pair.p_a is None and not pair.failure:
+            raise UserError(
+                "this pair has no label",
+                where=f"{path} line {pair.line}",
+                hint="give `p_a` in [0, 1], or `chosen` and `rejected` in place of `a` and `b`",
+            )
+    if said := left_out([pair.failure for pair in found]):
+        log.warning("%s: %s", path.name, said)
+    return [pair for pair in found if not pair.failure]
+
+
+def left_out(reasons: Sequence[str]) -> str:
+    """How many pairs are left out, in words; ``reasons``: one for each pair of the file, empty where it stays."""
+    counts = Counter(filter(None, reasons))
+    return "; ".join(f"{n} of {len(reasons)} pairs left out: {reason}" for reason, n in sorted(counts.items()))
 
 
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
@@ -126,30 +156,55 @@ def _pair(row: Any, number: int) -> Pair:
         prompt, a, b, failure = _transcripts(*sides)
     else:
         raise ValueError("the row has no `prompt`")
-    p_a = row.get("p_a") if names == ("a", "b") else None if failure else 1.0
-    if p_a is not None and (isinstance(p_a, bool) or not isinstance(p_a, int | float) or not 0 <= p_a <= 1):
-        raise ValueError(f"`p_a` is {p_a!r}; it must be a probability in [0, 1]")
+    p_a = _p_a(row, ordered=names != ("a", "b"))
     identifier = row.get("id")
     if identifier is None:
         content = json.dumps([[m.as_dict() for m in prompt], a, b]).encode()
         identifier = hashlib.sha256(content).hexdigest()[:16]
     elif isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
         raise ValueError("`id` must be a text or a whole number")
-    for text in (str(identifier), a, b, *(m.content for m in prompt)):
+    category = str(row.get("category") or "all")
+    source, weight = row.get("source") or "", row.get("weight")
+    if not isinstance(source, str):
+        raise ValueError("`source` must be a text")
+    for text in (str(identifier), category, source, a, b, *(m.content for m in prompt)):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError("the text holds a lone surrogate (half of a \\u pair)") from error
-    source, weight = row.get("source") or "", row.get("weight")
-    if not isinstance(source, str):
-        raise ValueError("`source` must be a text")
-    if weight is None:
-        weight = 1.0
-    elif isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"`weight` is {weight!r}; it must be a number above 0")
-    label = None if p_a is None else float(p_a)
-    category = str(row.get("category") or "all")
-    return Pair(str(identifier), prompt, a, b, label, number, category, source, float(weight), failure)
+    label = None if failure else p_a
+    return Pair(str(identifier), prompt, a, b, label, number, category, source, _weight(weight), failure)
+
+
+def _p_a(row: Mapping[str, Any], *, ordered: bool) -> float | None:
+    """``ordered``: the names of the answers say which is the better one, so that A is the chosen one."""
+    given: dict[str, float] = {}
+    for key in ("p_a", "p_chosen"):
+        p = row.get(key)
+        if p is None:
+            continue
+        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+            raise ValueError(f"`{key}` is {p!r}; it must be a probability in [0, 1]")
+        given[key] = float(p)
+    if not ordered:
+        if "p_chosen" in given and "p_a" not in given:
+            raise ValueError("`p_chosen` stands beside `a` and `b`, and nothing says which of them was chosen")
+        return given.get("p_a")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"`p_a` is {given['p_a']} and `p_chosen` {given['p_chosen']}: A is the chosen answer here")
+    return next(iter(given.values()), 1.0)
+
+
+def _weight(given: Any) -> float:
+    if given is None:
+        return 1.0
+    try:
+        weight = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else 0.0
+    except OverflowError:  # a whole number of hundreds of digits
+        weight = math.inf
+    if not 0 < weight < math.inf:
+        raise ValueError(f"`weight` is {given!r:.40}; it must be a number above 0")
+    return weight
 
 
 def _choice(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 from cai_core.types.principles import Principle
 from cai_core.types.records import Conversation, UnitFailure
 
+GIVEN = "given"
+"""The key beside a labeler's evidence that holds what the file of the pairs says of them: ``human`` (people's
+probability that A is better), ``source`` and ``weight``. A labeler whose evidence has it breaks its contract."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -28,7 +32,7 @@ class Label:
 
     evidence: what the judge was seen to do, JSON values only; the keys that reports know: ``p_a_first`` and
     ``p_a_second`` (P(A preferred) with A shown first, and shown second), ``mass`` (probability on the two options),
-    ``tokens_in``.
+    ``tokens_in``. Nothing of it changes what a model learns; ``given`` is reserved for what the pairs' file says.
     """
 
     id: str

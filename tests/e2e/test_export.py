@@ -15,6 +15,7 @@ from cai_core.errors import UserError
 from cai_core.pipeline.export import export
 from cai_core.pipeline.tables import LABELS
 from cai_core.store.tables import read_table
+from cai_core.text.pairs import read_pairs
 
 RECIPE = """\
 schema: 1
@@ -77,6 +78,21 @@ def test_what_is_written_loads_and_is_trls_format(run: Path, tmp_path: Path, for
     assert record["constitution"]["digest"] in card
     assert "a \\| \\<b\\>run" in card
     assert all(f"{n} {reason}" in card for reason, n in exported["preference"].left_out.items())
+
+
+def test_what_is_written_is_read_back_as_pairs_with_the_same_probabilities(run: Path, tmp_path: Path) -> None:
+    """Soft labels stay soft: a program that forgets ``p_chosen`` would learn from certainties."""
+    store = run.parent.parent / ".cai/store"
+    export(run, store, tmp_path / "out", "jsonl", ties=True)
+    (labels,) = (store / "artifacts").glob("label-*/labels.parquet")
+    rows = {row["id"]: row for row in read_table(labels, LABELS) if row["p_a"] is not None}
+    pairs = {pair.id: pair for pair in read_pairs(tmp_path / "out" / "preference" / "train.jsonl")}
+    assert set(pairs) == set(rows)
+    assert any(0.5 < max(row["p_a"], 1 - row["p_a"]) < 1 for row in rows.values())
+    for name, pair in pairs.items():
+        p = rows[name]["p_a"]
+        answers = (rows[name]["a"], rows[name]["b"])
+        assert ((pair.a, pair.b), pair.p_a) == ((answers, p) if p >= 0.5 else (answers[::-1], 1 - p))
 
 
 def test_a_folder_is_never_half_written_and_never_written_over(run: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Labeler:
             if self.fault == "drops one" and number == 0:
                 continue
             p = {"nan": math.nan, "two": 2.0, "no label and no failure": None}.get(self.fault, 0.4)
-            evidence = {"x": {1, 2}} if self.fault == "evidence" else {}
+            evidence = {"evidence": {"x": {1, 2}}, "given": {"given": {"weight": 9.0}}}.get(self.fault, {})
             yield Label("other" if self.fault == "unknown id" else c.id, p, evidence)
             if self.fault == "twice":
                 yield Label(c.id, p)
@@ -256,6 +256,7 @@ FAULTS = {
             "two": "p_a = 2.0",
             "no label and no failure": "p_a = None",
             "evidence": "is not JSON",
+            "given": "gave evidence 'given'",
         }.items()
     },
     **{

@@ -76,7 +76,7 @@ def test_every_pair_is_a_row_and_everything_is_measured(folder: Folder) -> None:
     rows = [json.loads(line) for line in (folder.path / "out.jsonl").read_text().splitlines()]
     assert [row["failure"] and row["failure"]["kind"] for row in rows] == [None, None, "too_long", None]
     assert rows[1]["p_a"] == pytest.approx(0.5, abs=1e-6)
-    assert (rows[0]["evidence"]["human"], rows[3]["evidence"]["human"]) == (1.0, 1.0)
+    assert (rows[0]["evidence"]["given"], rows[3]["evidence"]["given"]) == ({"human": 1.0}, {"human": 1.0})
     assert all(0 <= row["p_a"] <= 1 for row in rows if not row["failure"])
     for words in ("3 labels; without one: 1 too_long", "equal answers", "against 2 labels of people", "position bias"):
         assert words in output

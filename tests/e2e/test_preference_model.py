@@ -92,7 +92,7 @@ def test_the_unreadable_pair_is_a_row_with_its_reason(run: Path) -> None:
     (failed,) = [row for row in table if row["failure"]]
     assert failed["failure"]["kind"] == "unparseable"
     assert failed["p_a"] is None
-    assert {(row["evidence"] or {}).get("weight", 1.0) for row in table if not row["failure"]} == {0.5, 1.0}
+    assert {row["evidence"]["given"].get("weight", 1.0) for row in table if not row["failure"]} == {0.5, 1.0}
 
 
 def test_what_a_row_says_of_source_and_weight(tmp_path: Path) -> None:

@@ -235,6 +235,31 @@ def test_a_part_of_a_users_file_is_chosen_by_hash(tmp_path: Path) -> None:
     assert some != [item["id"] for item in read_comparisons(path)][:5]
 
 
+def test_what_cannot_be_asked_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the released hh-rlhf files have it: a few empty answers, and transcripts that part too early."""
+    start = "\n\nHuman: Hi!\n\nAssistant:"
+    rows = [
+        {"chosen": f"{start} Yes.", "rejected": f"{start} No."},
+        {"chosen": f"{start} Yes.", "rejected": f"{start}"},
+        {"chosen": f"{start} ", "rejected": f"{start} No."},
+        {"chosen": f"{start} Yes?\n\nHuman: Tea?\n\nAssistant: Yes.", "rejected": f"{start} No."},
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    parts = {"labeler": None, "principle_sampler": None}
+    principles = (Principle("p", comparison="Which is better?"),)
+    found = JudgeAudit(
+        path, None, SimpleNamespace(component=parts.__getitem__, constitution=SimpleNamespace(principles=principles))
+    )
+    assert [item["better"] for item in found.items] == ["Yes."]
+    unit = found.units(EvalInput(("judge",), ()))[0]
+    (accuracy, *_) = found.summarise([EvalRow(unit.id, "judge", {"p_better": 0.9, "right": 1.0})])
+    for words in ("2 of 4 pairs left out: an answer is empty", "1 of 4 pairs left out: `chosen` and `rejected`"):
+        assert words in accuracy.note
+        assert words in caplog.text, "what components warn of is among the stage's notes"
+    assert "c.jsonl, 1 comparisons, chance 50 %" in accuracy.note
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -242,7 +267,7 @@ def test_a_part_of_a_users_file_is_chosen_by_hash(tmp_path: Path) -> None:
         ("[]", "JSON object"),
         ('{"id": "1", "prompt": "p", "better": "b"}', "neither"),
         ('{"id": "1", "better": "b", "worse": "c"}', "no `prompt`"),
-        ('{"id": "1", "prompt": "p", "better": "b", "worse": "  "}', "an answer is empty"),
+        ('{"id": "1", "prompt": "p", "better": "b", "worse": "  "}', "no comparison to ask about"),
         ('{"id": "1", "prompt": "p", "a": "b", "b": "c"}', "nothing says which answer is better"),
         ('{"id": "1", "prompt": "p", "a": "b", "b": "c", "p_a": 0.5}', "nothing says which answer is better"),
         ('{"id": "1", "prompt": "p", "a": "b", "b": "c", "p_a": 1.5}', "a probability in"),

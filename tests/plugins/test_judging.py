@@ -17,7 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai_core.errors import UserError
-from cai_core.pipeline.labels import audit_flag, audit_verdict, label_statistics, label_warnings, statistics_lines
+from cai_core.pipeline.labels import (
+    audit_flag,
+    audit_verdict,
+    label_statistics,
+    label_warnings,
+    preferences,
+    statistics_lines,
+)
+from cai_core.pipeline.tables import LABELS
+from cai_core.store.artifacts import Artifact
+from cai_core.store.tables import write_table
 from cai_core.testing.judges import ScriptedJudge, always_first
 from cai_core.testing.tiny import tiny_model
 from cai_core.testing.verdicts import VERDICTS
@@ -189,14 +199,16 @@ def test_an_ensemble_averages_and_says_how_much_its_members_disagree() -> None:
     assert one(lenient, "good", "bad").p_a == pytest.approx(0.8)
 
 
-def test_human_labels_are_found_in_either_order_and_averaged(tmp_path: Path) -> None:
+def test_human_labels_are_found_in_either_order_and_averaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "h.jsonl"
     rows = [
         {"prompt": PROMPT[0].content, "a": "one", "b": "two", "p_a": 1.0},
         {"prompt": PROMPT[0].content, "a": "two", "b": "one", "p_a": 0.5},
+        {"chosen": "\n\nHuman: Hi.\n\nAssistant: Yes.", "rejected": "\n\nHuman: Bye.\n\nAssistant: No."},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     labeler = make_human(HumanOptions(path=path), context(None))
+    assert "h.jsonl: 1 of 3 pairs left out" in caplog.text
     assert one(labeler, "one", "two").p_a == 0.75
     assert one(labeler, "two", "one").p_a == 0.25
     missing = one(labeler, "one", "three").failure
@@ -380,7 +392,7 @@ def audited(labeler: Labeler) -> tuple[dict[str, Any], dict[str, Any]]:
         a, b = (item["better"], item["worse"])[:: 1 if number % 2 else -1]
         found = one(labeler, a, b)
         failure = {"kind": found.failure.kind, "message": ""} if found.failure else None
-        human = {"human": float(number % 2)}
+        human = {"given": {"human": float(number % 2)}}
         evidence = {**found.evidence, **human}
         labels.append(
             {"a": a, "b": b, "p_a": found.p_a, "failure": failure, "evidence": evidence, "principles": ["p0"]}
@@ -443,6 +455,22 @@ def test_a_judge_that_refuses_is_counted_and_cannot_be_measured() -> None:
     assert statistics["refusal_rate"] == 1.0
     assert statistics["failed"] == {"refusal": 80}
     assert flag(metrics) == "the labeler could not be measured: all 80 comparisons of the audit failed"
+
+
+def test_a_labelers_own_words_are_not_what_the_file_says(tmp_path: Path) -> None:
+    """Evidence of these names changes neither what is learnt nor what labels are compared with."""
+    own = {"human": 0.0, "source": "mine", "weight": 9.0}
+    asked = {"prompt": [{"role": "user", "content": "Bread?"}], "a": "one", "b": "three", "failure": None}
+    rows = [
+        {**asked, "id": "1", "p_a": 0.8, "principles": [], "evidence": own},
+        {**asked, "id": "2", "p_a": 0.8, "principles": [], "evidence": {**own, "given": {"human": 1.0, "weight": 2.0}}},
+    ]
+    assert label_statistics(rows)["human"] == {
+        "n": 1, "accuracy": 1.0, "calibration_error": pytest.approx(0.2), "brier": pytest.approx(0.04),
+    }  # fmt: skip
+    write_table(tmp_path / "labels.parquet", LABELS, rows)
+    found, _ = preferences(Artifact("label", "0", tmp_path, {"components": []}, {}))
+    assert [(p.source, p.weight) for p in found] == [("ai", 1.0), ("ai", 2.0)]
 
 
 def test_statistics_leave_equal_answers_and_unjudged_pairs_out() -> None:

@@ -29,7 +29,7 @@ from cai_plugins._torch.loading import load_classifier, load_tokenizer
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins.rewards.losses import preference_loss
 from cai_plugins.rewards.measure import flat, measure
-from cai_plugins.rewards.mixture import balanced, opening, split
+from cai_plugins.rewards.mixture import balanced, helpful_comparisons, opening, split
 from cai_plugins.rewards.plugin import PreferenceOptions, make_preference
 from cai_plugins.rewards.preference import Collator, PreferenceTrainer, in_batches
 
@@ -491,6 +491,18 @@ def test_no_opening_turn_is_on_both_sides(seed: int) -> None:
     assert len(train) + len(heldout) == 60
     assert not {opening(p) for p in train} & {opening(p) for p in heldout}
     assert opening(Preference("x", turns("How  ARE you?\n"), "a", "b", 1)) == "how are you?"
+
+
+def test_split_conversations_among_the_helpful_ones_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = "\n\nHuman: Hi.\n\nAssistant:"
+    split = {"chosen": f"{start} Yes?\n\nHuman: Bread?\n\nAssistant: Bake.", "rejected": f"{start} No."}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n" + json.dumps(split))
+    found, there = helpful_comparisons(path, None, 10, 0)
+    assert (len(found), there) == (1, 1)
+    assert "mine.jsonl: 1 of 2 pairs left out" in caplog.text
 
 
 def test_helpfulness_comparisons_of_ones_own(model: Path, tmp_path: Path) -> None:

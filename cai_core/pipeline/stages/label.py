@@ -18,7 +18,7 @@ from cai_core.pipeline.stages.pairs import HUMAN, MIXTURE
 from cai_core.pipeline.tables import LABELS, PAIRS
 from cai_core.store.ledger import Row
 from cai_core.store.tables import read_table, write_table
-from cai_core.types.labeler import Comparison, Label
+from cai_core.types.labeler import GIVEN, Comparison, Label
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import conversation
 
@@ -74,6 +74,11 @@ class _Label:
 
 def label_outcome(label: Label) -> Outcome:
     """A label as an outcome; one that breaks the contract is the plugin's fault, never data."""
+    if GIVEN in label.evidence:
+        raise PluginError(
+            f"the labeler gave evidence {GIVEN!r} for {label.id!r}; the key is kept for what the pairs' file says",
+            hint="give the evidence another name",
+        )
     payload = {"p_a": label.p_a, "evidence": dict(label.evidence), "tokens_in": label.evidence.get("tokens_in", 0)}
     if label.failure is None and (label.p_a is None or not 0 <= label.p_a <= 1):
         raise PluginError(f"the labeler gave p_a = {label.p_a!r} for {label.id!r}; it must lie in [0, 1]")
@@ -94,16 +99,13 @@ def run_label(job: Job, folder: Path) -> dict[str, Any]:
         if row is None:
             rows.append({**pair, "p_a": None})
             continue
+        given = {**({"human": human[pair["id"]]} if pair["id"] in human else {}), **mixture.get(pair["id"], {})}
         rows.append(
             {
                 **pair,
                 "p_a": row.payload["p_a"] if not row.failure else None,
                 "principles": stage.drawn[pair["id"]],
-                "evidence": {
-                    **row.payload["evidence"],
-                    **({"human": human[pair["id"]]} if pair["id"] in human else {}),
-                    **mixture.get(pair["id"], {}),
-                },
+                "evidence": {**row.payload["evidence"], **({GIVEN: given} if given else {})},
                 "failure": failure_record(row.failure),
             }
         )

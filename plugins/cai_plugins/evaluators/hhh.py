@@ -18,7 +18,7 @@ from cai_core.types.backend import ScoreRequest
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.records import Message, ModelInput, UnitFailure
-from cai_plugins.evaluators.comparisons import read_comparisons, turns_of
+from cai_plugins.evaluators.comparisons import read_counted, turns_of
 from cai_plugins.evaluators.measures import by_model, rate
 from cai_plugins.evaluators.plugin import HHHOptions
 
@@ -33,7 +33,7 @@ class HHH:
     def __init__(self, options: HHHOptions, context: StageContext) -> None:
         self.options = options
         self.context = context
-        self.items = read_comparisons(options.data, options.limit)
+        self.items, self.left_out = read_counted(options.data, options.limit)
 
     def units(self, given: EvalInput) -> Sequence[EvalUnit]:
         """Every item for every model."""
@@ -63,7 +63,7 @@ class HHH:
         source = self.options.data.name if self.options.data else "built-in comparisons"
         likelihood = "how much likelier the prompt makes each answer (PMI)"
         how = likelihood if self.options.signal == "likelihood" else "(A) or (B), both orders"
-        note = f"{source}, {how}; chance is 50 %."
+        note = f"{source}, {how}; chance is 50 %." + (f" {self.left_out}." if self.left_out else "")
         metrics = []
         for model, mine in by_model(rows).items():
             metrics.append(

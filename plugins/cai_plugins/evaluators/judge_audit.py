@@ -18,7 +18,7 @@ from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
-from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, turns_of
+from cai_plugins.evaluators.comparisons import better_is_b, read_counted, turns_of
 from cai_plugins.evaluators.measures import by_model, mean, rate
 
 
@@ -27,7 +27,7 @@ class JudgeAudit:
 
     def __init__(self, data: Path | None, limit: int | None, context: StageContext) -> None:
         self.source = data.name if data else "built-in comparisons"
-        self.items = read_comparisons(data, limit)
+        self.items, self.left_out = read_counted(data, limit)
         self.labeler = context.component("labeler")
         self.sampler = context.component("principle_sampler")
         self.principles = [p for p in context.constitution.principles if p.comparison]
@@ -62,7 +62,7 @@ class JudgeAudit:
     def summarise(self, rows: Sequence[EvalRow]) -> Sequence[Metric]:
         """Accuracy with a Wilson interval (ties count one half), by category too; flips, mass, gap, length."""
         items = {item["id"]: item for item in self.items}
-        note = f"{self.source}, {len(items)} comparisons, chance 50 %"
+        note = f"{self.source}, {len(items)} comparisons, chance 50 %" + (f"; {self.left_out}" if self.left_out else "")
         metrics = []
         for model, mine in by_model(rows).items():
             metrics.append(_accuracy("", model, mine, note))

@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cai_core.errors import UserError
-from cai_core.text.pairs import read_pairs
+from cai_core.text.pairs import labelled_pairs
 from cai_core.types.labeler import Comparison, Label
 from cai_core.types.records import Conversation, UnitFailure
 
@@ -20,15 +19,8 @@ class HumanLabeler:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found: dict[Pair, list[float]] = defaultdict(list)
-        for pair in read_pairs(path):
-            if pair.failure:
-                continue
-            if pair.p_a is None:
-                raise UserError(
-                    "this pair has no label",
-                    where=f"{path} line {pair.line}",
-                    hint="give `p_a` in [0, 1], or `chosen` and `rejected` in place of `a` and `b`",
-                )
+        for pair in labelled_pairs(path):
+            assert pair.p_a is not None, "labelled_pairs returned it"
             self.found[pair.prompt, pair.a, pair.b].append(pair.p_a)
 
     def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from cai_core.errors import UserError
-from cai_core.text.pairs import read_pairs
+from cai_core.text.pairs import labelled_pairs
 from cai_core.types.records import Message
 from cai_core.types.reward import Preference
 from cai_plugins._torch.seeding import fraction, seed32
@@ -27,7 +27,7 @@ def helpful_comparisons(
 ) -> tuple[list[Preference], int]:
     """Helpfulness comparisons to add to ``given`` others, chosen at random by ``seed``, and how many there are.
 
-    choice: the built-in ones, none, or a file that ``read_pairs`` reads; a ``source`` in the file stays, else it is
+    choice: the built-in ones, none, or a file that ``labelled_pairs`` reads; a ``source`` in the file stays, else it is
     "helpful". wanted: how many; None is the paper's proportion to ``given``, as far as there are any.
     """
     if choice == "none":
@@ -57,15 +57,8 @@ def _built_in(seed: int) -> list[Preference]:
 
 def _from_file(path: Path) -> list[Preference]:
     result = []
-    for pair in read_pairs(path):
-        if pair.failure:
-            continue
-        if pair.p_a is None:
-            raise UserError(
-                "this pair has no label",
-                where=f"{path} line {pair.line}",
-                hint="give `p_a` in [0, 1], or `chosen` and `rejected` in place of `a` and `b`",
-            )
+    for pair in labelled_pairs(path):
+        assert pair.p_a is not None, "labelled_pairs returned it"
         result.append(Preference(pair.id, pair.prompt, pair.a, pair.b, pair.p_a, pair.source or HELPFUL, pair.weight))
     return result
 
