@@ -173,6 +173,29 @@ def test_a_judge_is_asked_for_only_where_the_options_say_so_and_by_its_own_backe
     assert before["answers[base]"] == after["answers[base]"]
 
 
+def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Path) -> None:
+    members = "[{reward_model: rules}, {reward_model: preference, helpful: help.jsonl}]"
+    text = FULL.replace("reward: preference", f"reward:\n  name: ensemble\n  members: {members}")
+    with pytest.raises(UserErrors) as caught:
+        graph_of(tmp_path, text)
+    missing = {(p.message, p.where) for p in caught.value.problems}
+    line = text.splitlines().index(f"  members: {members}") + 1
+    where = f"{tmp_path / 'recipe.yaml'}:{line}: reward.members.1.helpful"
+    assert missing == {("no such file: help.jsonl", where)}
+    (tmp_path / "help.jsonl").write_text("one")
+    before = graph_of(tmp_path, text)
+    (use,) = next(stage.components for stage in before.stages if stage.id == "reward")[:1]
+    assert use.options["members"][1]["helpful"] == str(tmp_path / "help.jsonl"), "a worker may have another folder"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "help.jsonl").write_text("one")
+    assert digests(graph_of(tmp_path / "elsewhere", text)) == digests(before)
+    (tmp_path / "help.jsonl").write_text("two")
+    after = digests(graph_of(tmp_path, text))
+    assert {stage for stage, old in digests(before).items() if old != after[stage]} == {
+        *("reward", "rl", "answers[rl]", "evaluate", "report")
+    }
+
+
 @pytest.mark.parametrize(
     ("roles_of", "message"), [(lambda options: ("judge_cot",), "judge_cot"), (lambda options: 1 / 0, "division")]
 )
