@@ -19,7 +19,7 @@ from cai_core.yamlio import Lines, load_yaml, near_name
 
 SCHEMA_VERSION = 1
 ROLES = ("generator", "sft_base", "judge", "judge_cot", "reward_base", "policy", "reference")
-BACKEND_ROLES = ("generator", "judge", "policy")
+BACKEND_ROLES = ("generator", "judge", "judge_cot", "policy")
 MAX_BYTES = 1_000_000  # a recipe is written by hand; our choice, far above any real one
 
 
@@ -145,8 +145,8 @@ class Recipe(_Model):
     backend: ComponentRef = ComponentRef(name="cai-core/transformers")
     backends: dict[str, ComponentRef] = Field(
         default_factory=dict,
-        description="role -> backend of its stages: generator (revise), judge (label, audit, and where a component "
-        "asks it), policy (pairs, answers)",
+        description="role -> backend of its stages: generator (revise), judge (label, audit), policy (pairs, answers); "
+        "judge and judge_cot also where a component of another stage asks them. All other roles: `backend`",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; not part of any digest")
     prompts: ComponentRef | None = None

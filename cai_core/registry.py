@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +14,7 @@ from cai_core.plugins import KINDS, Kind, Offer, PluginFailure, Plugins, canonic
 from cai_core.types.component import EXECUTION
 from cai_core.yamlio import near_name
 
-__all__ = ["KINDS", "Kind", "Offer", "Registry", "identity_options"]
+__all__ = ["KINDS", "Kind", "Offer", "Registry", "dumped_options", "identity_options"]
 
 Where = str | Callable[[tuple[str | int, ...]], str]
 
@@ -47,8 +48,7 @@ class Registry:
             return matches[0]
         if matches:
             listed = "\n".join(
-                f"  - {match.id} ({match.distribution} {match.version}, plugin {match.plugin_id})"
-                for match in matches
+                f"  - {match.id} ({match.distribution} {match.version}, plugin {match.plugin_id})" for match in matches
             )
             raise UserError(
                 f"{kind} '{name}' is offered more than once:\n{listed}",
@@ -85,12 +85,20 @@ class Registry:
         raise UserErrors(problems)
 
 
-def identity_options(options: BaseModel) -> dict[str, Any]:
+OfPath = Callable[[Path, tuple[str | int, ...]], str]
+
+
+def _as_it_is(path: Path, at: tuple[str | int, ...]) -> str:
+    return str(path)
+
+
+def identity_options(options: BaseModel, of_path: OfPath = _as_it_is) -> dict[str, Any]:
     """The options that a digest covers, as JSON values, without fields marked ``EXECUTION`` at any depth.
 
-    Equal options give equal results on every machine: sets are sorted. Raises ``UserError`` on NaN and inf.
+    Equal options give equal results on every machine: sets are sorted. of_path: what stands for a path, given where in
+    the options it is. Raises ``UserError`` on NaN and inf.
     """
-    result = _identity_of_model(options)
+    result = _dumped_model(options, of_path, (), identity=True)
     try:
         json.dumps(result, allow_nan=False)
     except ValueError:
@@ -99,27 +107,38 @@ def identity_options(options: BaseModel) -> dict[str, Any]:
     return result
 
 
-def _identity_of_model(options: BaseModel) -> dict[str, Any]:
-    fields = type(options).model_fields
+def dumped_options(options: BaseModel, of_path: OfPath) -> dict[str, Any]:
+    """All options as JSON values, with ``of_path`` of every path at any depth."""
+    return _dumped_model(options, of_path, (), identity=False)
+
+
+def _dumped_model(options: BaseModel, of_path: OfPath, at: tuple[str | int, ...], *, identity: bool) -> dict[str, Any]:
     left_out = {
         name
-        for name, field in fields.items()
+        for name, field in type(options).model_fields.items()
         if isinstance(field.json_schema_extra, dict) and EXECUTION.items() <= field.json_schema_extra.items()
     }
-    dumped = options.model_dump(mode="json", exclude=left_out)
-    return {name: _identity_of_value(getattr(options, name), value) for name, value in dumped.items()}
+    dumped = options.model_dump(mode="json", exclude=left_out if identity else None)
+    return {
+        name: _dumped_value(getattr(options, name), value, of_path, (*at, name), identity)
+        for name, value in dumped.items()
+    }
 
 
-def _identity_of_value(value: Any, dumped: Any) -> Any:
+def _dumped_value(value: Any, dumped: Any, of_path: OfPath, at: tuple[str | int, ...], identity: bool) -> Any:
+    if isinstance(value, Path):
+        return of_path(value, at)
     if isinstance(value, BaseModel) and isinstance(dumped, dict):
-        return _identity_of_model(value)
-    if isinstance(value, (set, frozenset)) and isinstance(dumped, list):
-        return sorted(dumped, key=lambda item: json.dumps(item, sort_keys=True))
-    if isinstance(value, (list, tuple)) and isinstance(dumped, list) and len(value) == len(dumped):
-        return [_identity_of_value(item, shown) for item, shown in zip(value, dumped, strict=True)]
+        return _dumped_model(value, of_path, at, identity=identity)
+    if isinstance(value, (list, tuple, set, frozenset)) and isinstance(dumped, list) and len(value) == len(dumped):
+        pairs = enumerate(zip(value, dumped, strict=True))
+        items = [_dumped_value(item, shown, of_path, (*at, i), identity) for i, (item, shown) in pairs]
+        if isinstance(value, (set, frozenset)):
+            items.sort(key=lambda item: json.dumps(item, sort_keys=True))
+        return items
     if isinstance(value, Mapping) and isinstance(dumped, dict) and len(value) == len(dumped):
         return {
-            key: _identity_of_value(item, shown)
+            key: _dumped_value(item, shown, of_path, (*at, key), identity)
             for (key, shown), item in zip(dumped.items(), value.values(), strict=True)
         }
     return dumped

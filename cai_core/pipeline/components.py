@@ -10,7 +10,7 @@ from typing import Any
 from cai_core.errors import PluginError, UserError, UserErrors
 from cai_core.plugins import Offer
 from cai_core.recipe import ComponentRef, RecipeFile
-from cai_core.registry import KINDS, Registry, identity_options
+from cai_core.registry import KINDS, Registry, dumped_options, identity_options
 from cai_core.store.canonical import file_sha256
 
 
@@ -57,6 +57,13 @@ class Resolver:
     ) -> ComponentUse | None:
         """The component that ``ref`` names, or None with what is wrong appended to ``problems``."""
         where = file.where(path)
+        defaults: dict[str, Any] = {}
+
+        def option_where(sub: tuple[str | int, ...]) -> str:
+            if sub and sub[0] in defaults and sub[0] not in ref.options:
+                return file.where(("options", kind, offer.component.name, *sub))
+            return file.where((*path, *sub))
+
         try:
             offer = self.registry.find(kind, ref.name)
             defaults = self._defaults(kind, offer.component.name, offer.id, file)
@@ -66,11 +73,6 @@ class Resolver:
                     raise UserError("the backend's model is set by `models:`", where=where, hint="remove `model`")
                 given["model"] = ""
 
-            def option_where(sub: tuple[str | int, ...]) -> str:
-                if sub and sub[0] in defaults and sub[0] not in ref.options:
-                    return file.where(("options", kind, offer.component.name, *sub))
-                return file.where((*path, *sub))
-
             options = self.registry.options(offer, given, where=option_where)
         except UserErrors as error:
             problems.extend(error.problems)
@@ -78,20 +80,21 @@ class Resolver:
         except UserError as error:
             problems.append(UserError(error.message, where=error.where or where, hint=error.hint))
             return None
-        dumped = options.model_dump(mode="json")
-        identity = identity_options(options)
-        for name in type(options).model_fields:
-            value = getattr(options, name)
-            if isinstance(value, Path):
-                resolved = (file.folder / value).resolve()
-                if not resolved.exists():
-                    problems.append(
-                        UserError(f"no such file: {value}", where=f"{where}.{name}", hint=f"looked for {resolved}")
-                    )
-                    continue
-                dumped[name] = str(resolved)
-                if name in identity:
-                    identity[name] = f"sha256:{file_sha256(resolved)}" if resolved.is_file() else str(resolved)
+        missing: dict[tuple[str | int, ...], UserError] = {}
+
+        def located(value: Path, at: tuple[str | int, ...]) -> str:
+            resolved = (file.folder / value).resolve()
+            if not resolved.exists():
+                hint = f"looked for {resolved}"
+                missing[at] = UserError(f"no such file: {value}", where=option_where(at), hint=hint)
+            return str(resolved)
+
+        def content(value: Path, at: tuple[str | int, ...]) -> str:
+            resolved = Path(located(value, at))
+            return f"sha256:{file_sha256(resolved)}" if resolved.is_file() else str(resolved)
+
+        dumped, identity = dumped_options(options, located), identity_options(options, content)
+        problems.extend(missing.values())
         if kind == "backend":
             identity.pop("model", None)
         component = offer.component

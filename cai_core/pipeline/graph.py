@@ -342,13 +342,12 @@ class _Builder:
         return tuple(uses)
 
     def _backends(self, recipe: Recipe, uses: list[ComponentUse], own: str) -> list[ComponentUse]:
-        """The recipe's own backends of the roles that components ask for, besides the one of the stage."""
+        """Backends of the roles that components ask for, where they are others than the stage's."""
         found = []
         for role in dict.fromkeys(role for use in uses for role in use.roles if role != own):
-            if role in recipe.backends:
-                use = self.resolver.use(
-                    "backend", recipe.backends[role], self.file, ("backends", role), self.problems
-                )
+            if role in recipe.backends or own in recipe.backends:
+                ref, path = _default("backend", recipe, role)
+                use = self.resolver.use("backend", ref, self.file, path, self.problems)
                 if use is not None:
                     found.append(replace(use, role=role))
         return found

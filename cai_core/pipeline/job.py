@@ -134,7 +134,8 @@ class Job:
     # what stage functions use ------------------------------------------------------------------------------------
 
     def component_spec(self, kind: str, role: str = "") -> dict[str, Any]:
-        """The chosen component of a kind, as the recipe has it; of backends the one of this role, else the stage's."""
+        """The chosen component of a kind, as the recipe has it; of backends the one of this role, or the stage's where
+        the role has none."""
         of_kind = [spec for spec in self.spec.components if spec["kind"] == kind]
         for wanted in (role, ""):
             for spec in of_kind:

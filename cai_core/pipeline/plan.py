@@ -20,6 +20,7 @@ from cai_core.recipe import RecipeFile
 from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifacts
 from cai_core.store.canonical import digest
+from cai_core.store.ledger import last_attempt
 from cai_core.types.principles import Constitution
 
 T = TypeVar("T")
@@ -32,8 +33,8 @@ TRAINED = {"sft": "sft_base", "reward": "reward_base", "rl": "policy"}
 class PlannedStage:
     """A stage with its digest. ``why`` is empty when the artifact is there.
 
-    attempt: 0, or how often units of it that failed as ``infra`` were asked for again. It is part of the identity, so
-    that what was made from the incomplete artifact is made again, and stays.
+    How often units of it that failed as ``infra`` were asked for again is part of the identity, so that what was made
+    from the incomplete artifact is made again, and stays.
     """
 
     stage: Stage
@@ -41,12 +42,16 @@ class PlannedStage:
     identity: Mapping[str, Any]
     cached: bool
     why: str = ""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run before it runs."""
+    """A run before it runs.
+
+    attempt: as which every stage of it records its units. With ``retry_failed`` it is one that no ledger of the store
+    has: ``infra`` failures are asked for again wherever they stand, also in stages after the one that is tried again,
+    and whichever recipe they come from. Else 0, which asks for none again.
+    """
 
     file: RecipeFile
     graph: Graph
@@ -55,6 +60,7 @@ class Plan:
     prompts: LoadedPrompts
     stages: tuple[PlannedStage, ...]
     run_id: str
+    attempt: int = 0
 
 
 def make_plan(
@@ -68,7 +74,8 @@ def make_plan(
 ) -> Plan:
     """Resolve everything and compute every digest. Raises ``UserErrors`` with all problems of the recipe.
 
-    retry_failed: a stage whose artifact has ``infra`` failures gets one attempt more, which asks for those units alone.
+    retry_failed: a stage whose artifact has ``infra`` failures is made once more, and of the units that are recorded
+    those that failed so are asked for again, in it and in what follows from it.
     """
     problems: list[UserError] = []
     resolver = Resolver(registry)
@@ -142,7 +149,7 @@ def _with_digests(
             content["content"] = digest([prompt_record(prompt) for prompt in prompts.prompts])
         first[stage.id] = identity_digest(graph.identity(stage, first, external) | content)
         identity = graph.identity(stage, digests, external) | content
-        identity, attempt, failed = _attempt(artifacts, stage.kind, identity, retry_failed)
+        identity, failed = _attempt(artifacts, stage.kind, identity, retry_failed)
         sha = digests[stage.id] = identity_digest(identity)
         cached = artifacts.find(stage.kind, sha) is not None
         why = ""
@@ -150,16 +157,17 @@ def _with_digests(
             why = "damaged"
         elif not cached:
             why = f"{failed} infra failures, tried again" if failed else _why(stage, identity, previous, digests)
-        planned.append(PlannedStage(stage, sha, identity, cached, why, attempt))
+        planned.append(PlannedStage(stage, sha, identity, cached, why))
     short = digest(sorted(first.items()))[:8]
-    return Plan(file, graph, constitution, models, prompts, tuple(planned), f"{file.recipe.name}-{short}")
+    attempt = last_attempt(store / "ledger") + 1 if retry_failed else 0
+    return Plan(file, graph, constitution, models, prompts, tuple(planned), f"{file.recipe.name}-{short}", attempt)
 
 
 def _attempt(
     artifacts: Artifacts, kind: str, identity: dict[str, Any], retry_failed: bool
-) -> tuple[dict[str, Any], int, int]:
+) -> tuple[dict[str, Any], int]:
     """The identity of the newest attempt at a stage, or with ``retry_failed`` of one that has no ``infra`` failure or
-    is still to be made; its number, and how many failures it is to mend."""
+    is still to be made; and how many failures it is to mend."""
     attempt, failed = 0, 0
     while True:
         artifact = artifacts.find(kind, identity_digest(identity))
@@ -168,7 +176,7 @@ def _attempt(
         # A damaged one is made anew as what it was, so the attempt after it counts only if it is there.
         there = artifacts.path(kind, identity_digest(following)).exists()
         if not there and not (left and retry_failed):
-            return identity, attempt, failed
+            return identity, failed
         identity, attempt, failed = following, attempt + 1, left
 
 

@@ -215,7 +215,7 @@ class _Run:
             constitution=asdict(self.plan.constitution),
             disabled_plugins=self.plan.file.recipe.plugins.disable,
             recipe=self._recipe_facts() if stage.kind == "report" else None,
-            attempt=planned.attempt,
+            attempt=self.plan.attempt,
         )
 
     def _recipe_facts(self) -> dict[str, Any]:

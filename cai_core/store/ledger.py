@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +56,8 @@ class SQLiteLedger:
     """``Ledger`` in one file on a local disk.
 
     attempt: rows are written as this attempt, and a unit is to be tried again if its newest row is an ``infra`` failure
-    of an earlier one. The rows of earlier attempts stay. So a crash within an attempt repeats nothing either.
+    of an earlier one. The rows of earlier attempts stay. Stages and recipes share the file, so a new attempt has a
+    number above all in the store (``last_attempt``).
     """
 
     def __init__(self, path: Path, *, attempt: int = 0) -> None:
@@ -146,6 +148,23 @@ class SQLiteLedger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def last_attempt(folder: Path) -> int:
+    """The highest attempt in the ledgers of a folder, 0 if there is none. Reads only.
+
+    Raises ``EnvironmentProblem`` where one cannot be read.
+    """
+    last = 0
+    for path in sorted(folder.glob("*.sqlite")):
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                if version == SCHEMA_VERSION:  # an older one has no attempts, a newer one is refused when it is opened
+                    last = max(last, db.execute("SELECT MAX(attempt) FROM units").fetchone()[0] or 0)
+        except sqlite3.Error as error:
+            raise _problem(path, error) from error
+    return last
 
 
 def _row(record: tuple[str, str, str, Any, Any, int]) -> Row:

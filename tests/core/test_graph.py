@@ -173,6 +173,51 @@ def test_a_judge_is_asked_for_only_where_the_options_say_so_and_by_its_own_backe
     assert before["answers[base]"] == after["answers[base]"]
 
 
+def test_a_role_asked_besides_the_stages_own_does_not_take_its_backend(tmp_path: Path) -> None:
+    models = "{base: org/model, judge: 'server:judge', judge_cot: org/cot}"
+    server = "\nbackends: {judge: {name: openai, base_url: 'http://127.0.0.1:1/v1'}}"
+    members = "[{labeler: logprob}, {labeler: cot, role: judge_cot}]"
+    text = FULL.replace("{base: org/model}", models).replace(
+        "label: logprob", f"label: {{labeler: {{name: ensemble, members: {members}}}}}"
+    )
+
+    def backends(text: str) -> dict[str, list[tuple[str, str]]]:
+        return {
+            stage.id: [(use.id, use.role) for use in stage.components if use.kind == "backend"]
+            for stage in graph_of(tmp_path, text).stages
+            if stage.id in ("label", "audit")
+        }
+
+    found = backends(text + server)
+    assert found["label"] == found["audit"] == [("cai-core/openai", ""), ("cai-core/transformers", "judge_cot")]
+    assert backends(text)["label"] == [("cai-core/transformers", "")]
+    local = "\nbackend: {name: openai, base_url: 'http://127.0.0.1:1/v1'}\nbackends: {judge_cot: transformers}"
+    assert backends(text + local)["label"] == [("cai-core/openai", ""), ("cai-core/transformers", "judge_cot")]
+
+
+def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Path) -> None:
+    members = "[{reward_model: rules}, {reward_model: preference, helpful: help.jsonl}]"
+    text = FULL.replace("reward: preference", f"reward:\n  name: ensemble\n  members: {members}")
+    with pytest.raises(UserErrors) as caught:
+        graph_of(tmp_path, text)
+    missing = {(p.message, p.where) for p in caught.value.problems}
+    line = text.splitlines().index(f"  members: {members}") + 1
+    where = f"{tmp_path / 'recipe.yaml'}:{line}: reward.members.1.helpful"
+    assert missing == {("no such file: help.jsonl", where)}
+    (tmp_path / "help.jsonl").write_text("one")
+    before = graph_of(tmp_path, text)
+    (use,) = next(stage.components for stage in before.stages if stage.id == "reward")[:1]
+    assert use.options["members"][1]["helpful"] == str(tmp_path / "help.jsonl"), "a worker may have another folder"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "help.jsonl").write_text("one")
+    assert digests(graph_of(tmp_path / "elsewhere", text)) == digests(before)
+    (tmp_path / "help.jsonl").write_text("two")
+    after = digests(graph_of(tmp_path, text))
+    assert {stage for stage, old in digests(before).items() if old != after[stage]} == {
+        *("reward", "rl", "answers[rl]", "evaluate", "report")
+    }
+
+
 @pytest.mark.parametrize(
     ("roles_of", "message"), [(lambda options: ("judge_cot",), "judge_cot"), (lambda options: 1 / 0, "division")]
 )

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cai_core.errors import PluginError, UserError, UserErrors
 from cai_core.plugins import Offer, PluginFailure, Plugins
-from cai_core.registry import KINDS, Registry, identity_options
+from cai_core.registry import KINDS, Registry, dumped_options, identity_options
 from cai_core.types.component import EXECUTION, Component
 
 
@@ -181,6 +181,41 @@ def test_identity_of_a_set_does_not_depend_on_the_hash_seed() -> None:
     }
     assert len(printed) == 1
     assert json.loads(printed.pop())["words"] == ["brown", "fox", "jumps", "over", "quick"]
+
+
+def test_every_path_is_seen_wherever_it_stands() -> None:
+    class Item(Strict):
+        path: Path
+        cache: Path = Field(Path("c"), json_schema_extra=EXECUTION)
+
+    class Paths(Strict):
+        one: Path
+        many: tuple[Item, ...]
+        by_name: dict[str, Path | int]
+        some: frozenset[Path]
+
+    options = Paths(
+        one=Path("a"),
+        many=(Item(path=Path("b")),),
+        by_name={"x": Path("d"), "y": 7},
+        some=frozenset(map(Path, ("e", "f", "g"))),
+    )
+    seen: dict[tuple[str | int, ...], str] = {}
+
+    def upper(path: Path, at: tuple[str | int, ...]) -> str:
+        seen[at] = str(path)
+        return str(path).upper()
+
+    identity = {
+        "one": "A",
+        "many": [{"path": "B"}],
+        "by_name": {"x": "D", "y": 7},
+        "some": ["E", "F", "G"],
+    }
+    assert identity_options(options, upper) == identity
+    assert dumped_options(options, upper) == {**identity, "many": [{"path": "B", "cache": "C"}]}
+    assert seen.items() >= {("one",): "a", ("many", 0, "path"): "b", ("by_name", "x"): "d"}.items()
+    assert Paths.model_validate(dumped_options(options, lambda path, at: str(path))) == options
 
 
 def test_identity_refuses_what_is_not_json() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cai_core.errors import EnvironmentProblem
 from cai_core.store.artifacts import Artifacts
 from cai_core.store.canonical import canonical, derive_seed, digest, write_atomic
-from cai_core.store.ledger import Row, SQLiteLedger
+from cai_core.store.ledger import Row, SQLiteLedger, last_attempt
 from cai_core.store.lock import store_lock
 from cai_core.store.tables import read_table, write_table
 from cai_core.types.records import UnitFailure
@@ -167,6 +167,23 @@ def test_a_ledger_without_attempts_is_read_and_goes_on(tmp_path: Path) -> None:
     assert ledger.done(["k", "d"]) == {"k": Row("k", "u", {"text": "a"})}
     ledger.append([Row("d", "u", {"text": "b"})])
     assert [(row.key, row.attempt) for row in SQLiteLedger(path).scan()] == [("k", 0), ("d", 0), ("d", 1)]
+
+
+def test_the_last_attempt_is_that_of_all_ledgers_and_looking_changes_none(tmp_path: Path) -> None:
+    assert last_attempt(tmp_path / "none") == 0
+    for name, attempt in (("pairs", 3), ("label", 1)):
+        ledger = SQLiteLedger(tmp_path / f"{name}.sqlite", attempt=attempt)
+        ledger.append([Row("k", "u", {})])
+        ledger.close()
+    with sqlite3.connect(tmp_path / "old.sqlite") as old:  # as version 0.1 wrote it
+        old.execute("CREATE TABLE units (id INTEGER PRIMARY KEY, key TEXT NOT NULL)")
+        old.execute("PRAGMA user_version=1")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.sqlite")}
+    assert last_attempt(tmp_path) == 3
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.sqlite")} == before
+    (tmp_path / "torn.sqlite").write_bytes(b"this is no database" * 500)
+    with pytest.raises(EnvironmentProblem, match="damaged"):
+        last_attempt(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["half", "another file", "a page of noise", "a row that is not JSON"])

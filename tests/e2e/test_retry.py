@@ -99,3 +99,60 @@ def test_what_fails_again_is_a_row_again_and_can_be_asked_for_once_more(tmp_path
         run(tmp_path / "r", "--retry-failed")
     assert record(tmp_path / "r")["status"] == "ok"
     assert max(row[5] for row in rows(tmp_path / "r")) == 2
+
+
+PAIRS_AND_LABELS = """\
+schema: 1
+name: served
+seed: 5
+models: {{base: "server:m"}}
+backend: {{name: openai, base_url: "{url}", concurrency: 8}}
+prompts: {{name: jsonl, path: prompts.jsonl, heldout_share: 0.0}}
+pairs: {{}}
+label: {{labeler: {{name: verdict, samples: 2, temperature: 1.0}}, audit: null}}
+report: [json]
+"""
+
+
+def failures(folder: Path, kind: str) -> list[bool]:
+    """Of each unit whether its newest row is an infra failure."""
+    with sqlite3.connect(f"file:{folder / f'.cai/store/ledger/{kind}.sqlite'}?mode=ro", uri=True) as db:
+        found = dict(db.execute("SELECT key, error_kind FROM units ORDER BY attempt").fetchall())
+    return [kind == "infra" for kind in found.values()]
+
+
+def test_failures_of_two_stages_are_mended_at_once(tmp_path: Path) -> None:
+    """The later stage is made from another artifact then; its old failures are asked for again all the same."""
+    with FaultServer(fault=unlucky) as server:
+        write(tmp_path / "r", server.url, 16)
+        (tmp_path / "r" / "r.yaml").write_text(PAIRS_AND_LABELS.format(url=server.url))
+        run(tmp_path / "r")
+        assert any(failures(tmp_path / "r", "pairs"))
+        assert any(failures(tmp_path / "r", "label"))
+        assert not all(failures(tmp_path / "r", "label"))
+        server.fault = lambda number, body: ""
+        run(tmp_path / "r", "--retry-failed")
+        assert not any(failures(tmp_path / "r", "pairs"))
+        assert not any(failures(tmp_path / "r", "label"))
+        server.calls.clear()
+        assert "nothing was run again" in run(tmp_path / "r", "--retry-failed")
+        assert server.calls == []
+
+
+def test_what_failed_twice_for_one_recipe_is_asked_for_again_by_another(tmp_path: Path) -> None:
+    """They share the ledger, and each has its own count of attempts."""
+    folder = tmp_path / "r"
+    with FaultServer(fault=unlucky) as server:
+        write(folder, server.url, PROMPTS)
+        run(folder)
+        run(folder, "--retry-failed")
+        assert max(row[5] for row in rows(folder)) == 1
+        assert any(failures(folder, "revise"))
+        other = (folder / "r.yaml").read_text().replace("{boilerplate: false}", "{boilerplate: false, no_op: false}")
+        (folder / "r.yaml").write_text(other.replace("name: served", "name: other"))
+        server.calls.clear()
+        run(folder)
+        assert server.calls == [], "its units are those of the first recipe, failures included"
+        server.fault = lambda number, body: ""
+        run(folder, "--retry-failed")
+        assert not any(failures(folder, "revise"))
