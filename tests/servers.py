@@ -29,7 +29,7 @@ class FaultServer:
     """In a thread. ``fault(number of the call, body)`` names what goes wrong with it: "", a status, "429 1" (with
     Retry-After), reset, half, garbage, form, stall, filter, abort, null, bytes (sent one by one), surrogate, keys
     (the request's headers in the message of a 500), "error 429" (status 200 with an error in it), "to URL" (a
-    redirect)."""
+    redirect), "say 500 TEXT" (this status and body)."""
 
     def __init__(
         self,
@@ -141,6 +141,9 @@ class FaultServer:
             return web.json_response({"error": {"message": "said in a 200", "code": int(fault[6:])}})
         if fault.startswith("to "):
             return web.Response(status=307, headers={"Location": fault[3:]})
+        if fault.startswith("say "):
+            _, status, said = fault.split(" ", 2)
+            return web.Response(status=int(status), text=said)
         if fault == "stall":
             await asyncio.sleep(3600)
         status, _, after = fault.partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import socket
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -190,6 +192,85 @@ def test_the_key_is_sent_and_shows_up_nowhere(
     assert "sk-very" not in str(caught.value)
     assert "sk-very" not in caplog.text
     assert "sk-very" not in repr(one.options)
+
+
+@pytest.mark.parametrize("key", ["to", "EMPTY", "content", "choices", "finish_reason"])
+def test_a_key_that_stands_in_good_answers_changes_nothing(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with FaultServer() as server:
+        answer = server.reply
+        server.reply = lambda body: answer(body) | {"EMPTY": key}  # type: ignore[method-assign]
+        one = backend(server)
+        (done,) = one.generate(asked(1))
+        (scores,) = one.score([ScoreRequest("s", ModelInput(text="Go"), (f" {key}",))])
+        one.close()
+        assert server.headers[0]["Authorization"] == f"Bearer {key}"
+    assert done.text == f"Answer {server.calls[0]} to it."
+    assert (done.finish, done.failure) == ("stop", None)
+    assert scores.logprobs == (-float(len(key) + 1),)
+
+
+KEY = "sk-ab/cd+ef"
+ESCAPED = r"sk-ab\/cd\u002bef"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(f'say {status} {{"error": {{"message": "it is {ESCAPED}"}}}}' for status in (200, 400, 401, 404, 429, 500)),
+        f"say 500 {KEY}",
+        'say 500 {"error": {"message": "' + "x" * 185 + ESCAPED + '"}}',
+        # JSON inside of the message, as gateways hand it on.
+        f"say 500 {json.dumps({'error': {'message': json.dumps({'message': KEY}).replace('/', chr(92) + '/')}})}",
+        f'say 500 {{"error": ["{ESCAPED}"]}}',
+        "say 500 <p>sk-ab%2Fcd%2bef</p>",
+        "say 500 <p>sk-ab&#x2F;cd&#43;ef</p>",
+        f"say 200 {ESCAPED} is no JSON",
+        "say 200 " + "x" * 72 + KEY,
+        f'say 200 {{"choices": [], "key": "{ESCAPED}"}}',
+        f'say 200 {{"choices": [{{"text": "x"}}], "usage": {{"prompt_tokens": "{ESCAPED}"}}}}',
+        f'say 200 {{"choices": [{{"message": {{"content": null, "refusal": "{ESCAPED}"}}}}]}}',
+        f'say 200 {{"choices": [{{"message": {{"content": null}}, "finish_reason": "{ESCAPED}"}}]}}',
+        f"to http://elsewhere/{KEY}",
+    ],
+)
+def test_the_key_is_in_no_message(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FaultServer(lambda number, body: fault) as server:
+        one = backend(server, patience_s=0.1, retries=0)
+        try:
+            told = "".join(done.failure.message for done in one.generate(asked(1)) if done.failure)
+        except CAIError as error:
+            told = "".join(traceback.format_exception(error))
+        one.close()
+    assert "[key]" in told
+    assert "sk-ab" not in told
+
+
+def test_the_key_is_in_no_message_of_scores_and_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FaultServer() as server:
+        logprobs = {"tokens": ["a", " b", "x"], "token_logprobs": [None, KEY, -1]}
+        server.reply = lambda body: {"choices": [{"logprobs": logprobs}]}  # type: ignore[method-assign]
+        one = backend(server, patience_s=0.1, retries=0)
+        (scores,) = one.score([ScoreRequest("s", ModelInput(text="a"), (" b",))])
+        one.close()
+    assert scores.failure is not None
+    assert "'[key]'" in scores.failure.message
+    with FaultServer(models=[{"id": KEY}]) as server, pytest.raises(UserError) as caught:
+        list(backend(server).generate(asked(1)))
+    assert "it has [key]" in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["hush", "ab/cd+ef"])
+def test_a_proxys_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:{quote(password, safe='')}@127.0.0.1:9")
+    one = OpenAIBackend(OpenAIOptions(model="server:m", base_url="http://models.example/v1"))
+    for spelled in {password, quote(password, safe="")} if len(password) >= openai.SHORTEST_SECRET else ():
+        assert one._hidden(f"sent {spelled}") == "sent [key]"
+    assert one._hidden(f"asked {one._proxy} for it") == "asked http://[key]@127.0.0.1:9 for it"
 
 
 def test_a_missing_key_and_an_unknown_model_are_told() -> None:

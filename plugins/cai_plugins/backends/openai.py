@@ -5,8 +5,8 @@ is too many (429, 503), and raised again with every success. A call that fails i
 grows, with jitter so that not all come back at once. A unit gives up when its tries or its time are used up and the
 server answers others; while the server answers nobody, units wait, and after a while the stage stops: rows of a dead
 server would stay for ever. For the same reason, before a unit is given up the server must have answered somebody since
-it began to fail: another unit, or a short call of the same form. Keys come from the environment and are written
-nowhere, also where the server repeats them; redirects are not followed, since a key goes with them.
+it began to fail: another unit, or a short call of the same form. Keys come from the environment; messages that repeat
+one have ``[key]`` in its place. Redirects are not followed, since a key goes with them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import math
 import os
 import queue
 import random
+import re
 import threading
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
@@ -40,6 +41,10 @@ MAX_STOPS = 4  # what the protocol allows, and vLLM enforces; the rest is cut he
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 UNKNOWN_CONTEXT = 1 << 30
+# Our choice. A shorter key (EMPTY, none, token) is a local server's placeholder: no secret, and often a word, which
+# masking would take out of messages.
+SHORTEST_SECRET = 6
+IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]*(?=@)")  # user name and password of a proxy
 # vLLM takes defaults for these from the model's generation_config.json unless a call names them; other servers may not
 # know the names.
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -80,8 +85,8 @@ class OpenAIBackend:
             raise UserError("the backend was given no model", hint="set a model under `models:`, as server:NAME")
         self._key = _key(options.api_key_env)
         self._proxy = _proxy(options.base_url)
-        secrets = (self._key, urlsplit(self._proxy or "").password or "")
-        self._secrets = tuple(secret for secret in secrets if secret)
+        secrets = (self._key, unquote(urlsplit(self._proxy or "").password or ""))
+        self._secrets = tuple(_spellings(secret) for secret in secrets if len(secret) >= SHORTEST_SECRET)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -178,7 +183,7 @@ class OpenAIBackend:
             raise UserError(
                 f"the server has no model {self.model!r}",
                 where=self.options.base_url,
-                hint=f"it has {', '.join(names[:10])}; write `server:NAME` under `models:`",
+                hint=f"it has {self._hidden(', '.join(names[:10]))}; write `server:NAME` under `models:`",
             )
         self._is_vllm = any(entry.get("owned_by") == "vllm" for entry in entries)
         for entry in entries:
@@ -322,7 +327,7 @@ class OpenAIBackend:
             raise _TryAgain(self._hidden(f"{type(error).__name__}: {error}".rstrip(": "))) from None
         if len(raw) > MAX_BODY:
             raise _Failed("infra", f"the server's answer is larger than {MAX_BODY:,} bytes")
-        text = self._hidden(raw.decode("utf-8", "replace"))
+        text = raw.decode("utf-8", "replace")
         if 300 <= status < 400:
             raise UserError(
                 f"the server redirects to {self._hidden(target.partition('?')[0])[:200] or 'nowhere'}",
@@ -332,8 +337,8 @@ class OpenAIBackend:
         if status == 200:
             try:
                 answer = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise _TryAgain(f"the server's answer is not JSON: {text[:80]!r}") from error
+            except (ValueError, RecursionError):
+                raise _TryAgain(f"the server's answer is not JSON: {self._hidden(text)[:80]!r}") from None
             if not isinstance(answer, dict) or not answer.get("error") or answer.get("choices"):
                 return answer
             # Some proxies report failures so.
@@ -342,13 +347,15 @@ class OpenAIBackend:
         self._refuse(status, text, after, path)
 
     def _hidden(self, text: str) -> str:
-        """Without keys: servers repeat what they were sent."""
+        """Words of a server for a message, without keys: servers repeat what they were sent. To be called on decoded
+        text, before it is cut. Answers are not touched: a key may look like a part of them."""
+        text = IN_ADDRESS.sub("[key]", text)
         for secret in self._secrets:
-            text = text.replace(secret, "[key]")
+            text = secret.sub("[key]", text)
         return text
 
     def _refuse(self, status: int, text: str, after: float, path: str) -> None:
-        reason = f"status {status}: {_message(text)}"
+        reason = f"status {status}: {self._hidden(_message(text))[:200]}"
         if status in (429, 503, 529):
             raise _TryAgain(reason, busy=True, after=after)
         if status in (408, 409, 425) or status >= 500:
@@ -443,14 +450,19 @@ class OpenAIBackend:
             refusal = (choice.get("message") or {}).get("refusal")
             usage = answer.get("usage") or {}
             counts = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise _TryAgain(f"the server's answer has not the form of a completion: {str(answer)[:80]!r}") from error
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+            # Without its cause, which may hold words of the server.
+            raise _TryAgain(
+                f"the server's answer has not the form of a completion: {self._hidden(str(answer))[:80]!r}"
+            ) from None
         if refusal or reason == "content_filter":
-            raise _Failed("refusal", f"the server's filter refused: {str(refusal or reason)[:200]}")
+            raise _Failed("refusal", f"the server's filter refused: {self._hidden(str(refusal or reason))[:200]}")
         if reason in ("error", "abort"):
             raise _TryAgain(f"the server broke off: finish_reason {reason!r}")
         if text is None:
-            raise _Failed("unparseable", f"the server's answer has no text (finish_reason {reason!r})")
+            raise _Failed(
+                "unparseable", f"the server's answer has no text (finish_reason {self._hidden(repr(reason))[:80]})"
+            )
         if not isinstance(text, str):
             raise _TryAgain("the server's answer has no text")
         text = _encodable(text)  # JSON can spell half a character
@@ -521,7 +533,9 @@ class OpenAIBackend:
                     raise ValueError(f"the log-probability is {value}")
                 return value, end - begin, begin
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise _TryAgain(f"the server's answer has not the form of a completion: {error}") from error
+                raise _TryAgain(
+                    f"the server's answer has not the form of a completion: {self._hidden(str(error))[:200]}"
+                ) from None
 
         return await self._until_done(call, began, ("/completions", _short(body)))
 
@@ -623,6 +637,16 @@ def _key(name: str) -> str:
     return key
 
 
+def _spellings(secret: str) -> re.Pattern[str]:
+    """Finds ``secret`` as it is, and as JSON (also JSON inside of JSON), addresses and HTML spell its characters."""
+
+    def one(character: str) -> str:
+        code = ord(character)
+        return rf"\\{{0,8}}(?:{re.escape(character)}|(?i:u{code:04x}|%{code:02x}|&#{code};|&#x{code:x};))"
+
+    return re.compile("".join(map(one, secret)))
+
+
 def _proxy(url: str) -> str | None:
     """The proxy that the environment names for ``url`` (HTTP_PROXY, HTTPS_PROXY, NO_PROXY); none to this machine."""
     try:
@@ -660,12 +684,12 @@ def _tokenizer(name: str) -> Any:
 
 
 def _message(text: str) -> str:
-    """The server's own words, in whichever form it gives them; at most 200 characters."""
+    """The server's own words, in whichever form it gives them."""
     with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
         data = json.loads(text)
         error = data.get("error", data)
-        return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
-    return " ".join(text.split())[:200] or "no text"
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    return " ".join(text.split()) or "no text"
 
 
 def _encodable(text: str) -> str:
