@@ -11,7 +11,7 @@ from cai_core.errors import PluginError, UserError, UserErrors
 from cai_core.plugins import Offer
 from cai_core.recipe import ComponentRef, RecipeFile
 from cai_core.registry import KINDS, Registry, dumped_options, identity_options
-from cai_core.store.canonical import file_sha256
+from cai_core.store.canonical import content_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Resolver:
 
         def content(value: Path, at: tuple[str | int, ...]) -> str:
             resolved = Path(located(value, at))
-            return f"sha256:{file_sha256(resolved)}" if resolved.is_file() else str(resolved)
+            return f"sha256:{content_sha256(resolved)}" if resolved.exists() else str(resolved)
 
         dumped, identity = dumped_options(options, located), identity_options(options, content)
         problems.extend(missing.values())

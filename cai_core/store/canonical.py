@@ -33,6 +33,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, or of the names and bytes of all files in a folder."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest({file.relative_to(path).as_posix(): file_sha256(file) for file in files})
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` so that readers see the old file or the new one, never a mixture, even after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,19 @@ def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Pa
     assert {stage for stage, old in digests(before).items() if old != after[stage]} == {
         *("reward", "rl", "answers[rl]", "evaluate", "report")
     }
+
+
+def test_a_folder_in_options_counts_by_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "critic").mkdir()
+    (tmp_path / "critic" / "model.safetensors").write_bytes(b"one")
+    text = re.sub(r"^rl: .*$", "rl: {name: ppo, critic: separate, critic_model: critic}", FULL, flags=re.MULTILINE)
+    assert "ppo" in text
+    before = digests(graph_of(tmp_path, text))
+    assert digests(graph_of(tmp_path, text)) == before
+    (tmp_path / "critic" / "model.safetensors").write_bytes(b"two")
+    after = digests(graph_of(tmp_path, text))
+    changed = {stage for stage, old in before.items() if old != after[stage]}
+    assert changed == {"rl", "answers[rl]", "evaluate", "report"}
 
 
 @pytest.mark.parametrize(

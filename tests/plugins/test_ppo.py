@@ -376,7 +376,7 @@ def test_a_separate_critic_begins_as_the_preference_model(model: Path, tmp_path:
     judge = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).eval()
     judge.save_pretrained(tmp_path / "pm")
     AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "pm")
-    own = learner(model, tmp_path, critic="separate", critic_model=str(tmp_path / "pm"))
+    own = learner(model, tmp_path, critic="separate", critic_model=tmp_path / "pm")
     seen = own.measure([([5, 6, 7], [8, 9, 10])])
     with torch.no_grad():
         states = judge.model(torch.tensor([[5, 6, 7, 8, 9, 10]])).last_hidden_state
@@ -448,7 +448,7 @@ def test_a_policy_without_end_of_text(model: Path, tmp_path: Path) -> None:
 def test_a_critic_with_another_tokenizer(model: Path, tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", vocab_texts=["Entirely different words are in here, and so are the merges."])
     with pytest.raises(UserError, match="another tokenizer") as raised:
-        train(tmp_path, model, critic="separate", critic_model=str(other))
+        train(tmp_path, model, critic="separate", critic_model=other)
     assert raised.value.where == "rl.critic_model"
 
 

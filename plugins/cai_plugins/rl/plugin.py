@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,7 +51,7 @@ class PPOOptions(TrainingOptions):
     critic: Literal["head", "separate"] = Field(
         "head", description="the value function: a linear head on the policy, or a model of its own"
     )
-    critic_model: str | None = Field(
+    critic_model: Path | None = Field(
         None, description="folder that a separate critic starts from, e.g. of a preference model; null is the policy"
     )
     critic_learning_rate: float | None = Field(

@@ -562,7 +562,7 @@ class _Separate(nn.Module):
 
     def __init__(self, options: PPOOptions, policy: Path, tokenizer: Any, device: str) -> None:
         super().__init__()
-        path = policy if options.critic_model is None else Path(options.critic_model)
+        path = options.critic_model or policy
         if load_tokenizer(path, chat=False).get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"{path} has another tokenizer than the policy, and a critic reads the policy's tokens",
