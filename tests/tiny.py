@@ -17,3 +17,20 @@ def embedded_stand_in(cache: Path) -> Path:
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}), encoding="utf-8")
     (model / "cai_model.json").write_text(json.dumps({"name": "smollm2-135m-instruct"}), encoding="utf-8")
     return model
+
+
+def merging_tokenizer(folder: Path, *continuations: str) -> Path:
+    """A tokenizer that has each of ``continuations``, which begin with a space, as one token, and reads the space after
+    a colon as part of the colon's token: alone they have other tokens than after a colon. Returns the folder."""
+    import re
+
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from transformers import PreTrainedTokenizerFast
+
+    words = [": ", ":", *continuations, *(text.lstrip() for text in continuations)]
+    merges = Tokenizer(WordLevel({word: i for i, word in enumerate(["?", *words])}, "?"))
+    merges.pre_tokenizer = Split(Regex("|".join([*map(re.escape, words), "[^:]+"])), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=merges, unk_token="?").save_pretrained(folder)
+    return folder

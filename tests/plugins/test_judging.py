@@ -329,6 +329,9 @@ def test_the_letters_are_checked_on_the_judges_own_tokenizer(model: Path, tmp_pa
     backend = make_transformers(TransformersOptions(model=str(model)), SimpleNamespace(device="cpu"))
     asked = ScoreRequest("x", ModelInput(text="The answer is:"), (" (A)", " (B)"))
     assert backend.score_problem(asked) == ""
+    backend._tokenizer.chat_template = "{{ raise_exception('no users') }}"
+    refused = ScoreRequest("x", ModelInput(messages=(Message("user", "Which?"),)), (" (A)",))
+    assert "refused the conversation: no users" in backend.score_problem(refused)
     merges = Tokenizer(WordLevel({"The answer is": 0, ":": 1, ": (": 2, " (": 3, "A)": 4, "B)": 5, "?": 6}, "?"))
     merges.pre_tokenizer = Split(__import__("tokenizers").Regex(r": \(|: |:| \(|[AB]\)|[^:]+"), "isolated")
     backend._tokenizer = PreTrainedTokenizerFast(tokenizer_object=merges, unk_token="?")

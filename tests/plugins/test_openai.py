@@ -24,7 +24,9 @@ from cai_core.types.records import Message, ModelInput
 from cai_plugins.backends import openai
 from cai_plugins.backends.openai import OpenAIBackend
 from cai_plugins.backends.plugin import OpenAIOptions
+from cai_plugins.labelers.questions import check_letters
 from servers import FaultServer, fingerprint
+from tiny import merging_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -331,6 +333,38 @@ def test_continuations_are_scored_from_the_prompt() -> None:
         with pytest.raises(CAIError, match="no log-probabilities of the prompt"):
             list(one.score([ScoreRequest("s", ModelInput(text="x"), (" A", " B"))]))
         one.close()
+
+
+def test_what_is_scored_is_proved_where_the_tokenizer_is_known(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m")
+    conversation = ModelInput(messages=(Message("user", "Which one?"),), prefill="The answer is:")
+    text = ModelInput(text="The answer is:")
+    with FaultServer() as server:
+        one = backend(server, tokenizer=str(folder))
+        for given in (conversation, text):
+            assert one.score_problem(ScoreRequest("x", given, (" (A)", " (B)"))) == ""
+        marked = one.score_problem(ScoreRequest("x", text, (" <|im_end|>",)))
+        assert "is not what its tokens stand for" in marked
+        one._tokenizer.chat_template = "{{ raise_exception('no users') }}"
+        assert "refused the conversation: no users" in one.score_problem(ScoreRequest("x", conversation, (" (A)",)))
+        one.close()
+        merging = backend(server, tokenizer=str(merging_tokenizer(tmp_path / "merging", " (A)", " (B)")))
+        assert "is read as" in merging.score_problem(ScoreRequest("x", text, (" (A)", " (B)")))
+        with pytest.raises(CAIError, match="have the same tokens"):
+            merging.score_problem(ScoreRequest("x", text, (" (A)", " (C)", " (D)")))
+        with pytest.raises(CAIError, match="have the same tokens"):
+            list(merging.score([ScoreRequest("x", text, (" (C)", " (D)"))]))
+        merging.close()
+        calls = len(server.calls)
+        plain = backend(server)
+        assert plain.score_problem(ScoreRequest("x", text, (" (A)", " (B)"))) == ""
+        assert len(server.calls) == calls
+    with FaultServer() as server:
+        judge = backend(server, tokenizer=str(tmp_path / "merging"))
+        with pytest.raises(UserError, match="does not score what is meant"):
+            check_letters(judge, text)
+        judge.close()
+    assert server.calls == []
 
 
 def test_a_body_without_end_is_no_danger(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ from cai_plugins.rewards.plugin import (
     make_rules,
     rules_roles,
 )
+from cai_plugins.rewards.rules import YES_NO
+from tiny import merging_tokenizer
 
 GOOD, BAD = "Mix flour, water, salt and yeast.", "No way."
 finite = st.floats(-100, 100)
@@ -124,6 +126,23 @@ def test_a_rating_is_the_mean_of_the_ten_by_their_probabilities(tmp_path: Path, 
     assert found == pytest.approx(sum(n * w for n, w in enumerate(weights, 1)) / sum(weights), abs=1e-4)
     assert 0 < result.metrics["rating_mass"] < 1
     assert any("would rather write something else" in note for note in result.notes)
+
+
+def test_a_judge_whose_tokenizer_reads_something_else_is_refused_at_once(tmp_path: Path) -> None:
+    backend = make_transformers(TransformersOptions(model=str(tiny_model(tmp_path / "tiny"))), Context(tmp_path / "b"))
+    context = Context(tmp_path / "w", judge=backend)
+    asked = Proposition(statement="It helps.", weight=1)
+    make_judge(JudgeOptions(format="text"), context).fit(tmp_path, pairs(4), tmp_path / "judge")
+    make_rules(RulesOptions(format="text", propositions=[asked]), context).fit(tmp_path, pairs(4), tmp_path / "rules")
+    from transformers import AutoTokenizer
+
+    merging = merging_tokenizer(tmp_path / "merging", *RATINGS, *YES_NO)
+    backend._tokenizer = AutoTokenizer.from_pretrained(merging)
+    with pytest.raises(UserError, match=r"does not score what is meant: ' 1/10' is scored as .* is read as"):
+        make_judge(JudgeOptions(format="text"), context).fit(tmp_path, pairs(4), tmp_path / "no judge")
+    with pytest.raises(UserError, match=r"does not score what is meant: ' yes' is scored as .* is read as"):
+        make_rules(RulesOptions(format="text", propositions=[asked]), context).fit(tmp_path, pairs(4), tmp_path / "no")
+    assert not (tmp_path / "no judge").exists()
 
 
 def test_no_rating_begins_with_another() -> None:

@@ -33,6 +33,7 @@ import aiohttp
 from cai_core.errors import CAIError, EnvironmentProblem, UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ErrorKind, ModelInput, UnitFailure
+from cai_plugins.backends.continuations import encode_continuations, score_problem
 from cai_plugins.backends.plugin import OpenAIOptions
 
 SERVED = "server:"
@@ -116,12 +117,24 @@ class OpenAIBackend:
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[Scores]:
         """From the log-probabilities of the prompt (``echo``); see ``Backend``. Raises ``CAIError`` where the server
-        gives none, and for conversations without the option ``tokenizer``."""
+        gives none, for conversations without the option ``tokenizer``, and with it when two continuations encode
+        alike."""
 
         def failed(request: ScoreRequest, failure: UnitFailure) -> Scores:
             return Scores(request.id, (), (), failure=failure)
 
         yield from self._side_by_side(requests, self._score, failed)
+
+    def score_problem(self, request: ScoreRequest) -> str:
+        """See ``ChecksScores``. Empty without the option ``tokenizer``: then the server encodes input and continuation
+        together, and where no token begins with the continuation ``score`` gives a failure."""
+        if not self.options.tokenizer:
+            return ""
+        self._open()
+        try:
+            return score_problem(self._tokenizer, request, self._ids, self._continuations(request))
+        except _Failed as error:
+            return error.failure.message
 
     def update_weights(self, version: int) -> None:
         """The server's weights are its own."""
@@ -483,7 +496,13 @@ class OpenAIBackend:
                 where=self.options.base_url,
                 hint="set `tokenizer` of the backend to the model's folder or hub id, or use a raw-text format",
             )
-        found = [await self._logprob(request.input, text, began) for text in request.continuations]
+        encoded: list[list[int]] = (
+            self._continuations(request) if self._tokenizer is not None else [[]] * len(request.continuations)
+        )
+        found = [
+            await self._logprob(request.input, text, own, began)
+            for text, own in zip(request.continuations, encoded, strict=True)
+        ]
         return Scores(
             request.id,
             tuple(value for value, _, _ in found),
@@ -491,14 +510,16 @@ class OpenAIBackend:
             tokens_in=found[0][2] if found else 0,
         )
 
-    async def _logprob(self, given: ModelInput, continuation: str, began: float) -> tuple[float, int, int]:
-        """(log-probability of ``continuation`` after ``given``, its tokens, the tokens before it)."""
+    def _continuations(self, request: ScoreRequest) -> list[list[int]]:
+        return encode_continuations(self._tokenizer, self._plain, request, self.options.tokenizer)
+
+    async def _logprob(
+        self, given: ModelInput, continuation: str, own: list[int], began: float
+    ) -> tuple[float, int, int]:
+        """(log-probability of ``continuation`` after ``given``, its tokens, the tokens before it). ``own``: what it
+        is encoded as here, empty where the server does it."""
         prompt: list[int] | str
-        own: list[int] = []
-        if self._tokenizer is not None:
-            own = list(self._tokenizer(self._plain(continuation), add_special_tokens=False)["input_ids"])
-            if not own:
-                raise CAIError(f"continuation {continuation!r} has no tokens", where=self.options.tokenizer)
+        if own:
             prompt = self._ids(given) + own
         else:
             prompt = _encodable(given.text + given.prefill) + _encodable(continuation)

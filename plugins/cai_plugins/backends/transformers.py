@@ -11,7 +11,6 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,11 +28,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from cai_core.errors import CAIError, UserError
+from cai_core.errors import UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention, out_of_memory
 from cai_plugins._torch.packed import pack_linear_layers
+from cai_plugins.backends.continuations import encode_continuations, score_problem
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.scoring import Scorer, ScoreRow
 
@@ -299,34 +299,14 @@ class TransformersBackend:
     def score_problem(self, request: ScoreRequest) -> str:
         """See ``ChecksScores``."""
         self._open()
-        before = self._encode(request.input)
-        for text, own in zip(request.continuations, self._continuations(request), strict=True):
-            whole = self._encode(replace(request.input, prefill=request.input.prefill + text))
-            if whole != before + own:
-                scored, read = (self._tokenizer.convert_ids_to_tokens(ids) for ids in (own, whole[len(before) :]))
-                return f"{text!r} is scored as the tokens {scored}, and after the prompt it is read as {read}"
-            back = self._tokenizer.decode(whole, clean_up_tokenization_spaces=False)
-            if not back.endswith(text):
-                return f"{text!r} is not what its tokens stand for: they are {back[-len(text) :]!r}"
-        return ""
+        encoded = self._continuations(request)
+        try:
+            return score_problem(self._tokenizer, request, self._encode, encoded)
+        except _template_errors() as error:
+            return _template_failure(error).message
 
     def _continuations(self, request: ScoreRequest) -> list[list[int]]:
-        encoded = [
-            list(self._tokenizer(self._plain(text), add_special_tokens=False)["input_ids"])
-            for text in request.continuations
-        ]
-        for i, ids in enumerate(encoded):
-            if not ids:
-                raise CAIError(f"continuation {request.continuations[i]!r} has no tokens", where=self.options.model)
-            for j in range(i):
-                if ids == encoded[j] and request.continuations[i] != request.continuations[j]:
-                    raise CAIError(
-                        f"{request.continuations[j]!r} and {request.continuations[i]!r} have the same tokens, so this "
-                        "model cannot tell them apart",
-                        where=self.options.model,
-                        hint="use another model as judge",
-                    )
-        return encoded
+        return encode_continuations(self._tokenizer, self._plain, request, self.options.model)
 
     @torch.inference_mode()
     def _score_plain(self, rows: Sequence[ScoreRow]) -> list[list[float]]:

@@ -68,8 +68,8 @@ def check_letters(judge: Backend, question: ModelInput) -> None:
     """Prove on the actual judge, once, that P(" (A)") means what it says.
 
     Raises ``UserError`` where the judge gives no log-probabilities, or its tokenizer cuts the letters differently after
-    the question than on their own: their scores would be those of a text that the model never writes. A backend that
-    does not show its tokens (a server) is believed.
+    the question than on their own: their scores would be those of a text that the model never writes. A backend without
+    ``ChecksScores`` is believed.
     """
     if not getattr(judge, "capabilities", Capabilities(score=True)).score:
         raise UserError("this judge gives no log-probabilities", where="labeler", hint="use the labeler `verdict`")

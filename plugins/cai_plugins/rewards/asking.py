@@ -10,7 +10,7 @@ from typing import Literal
 
 from cai_core.errors import CAIError, UserError
 from cai_core.text.transcripts import render_transcript
-from cai_core.types.backend import ScoreRequest, Scores
+from cai_core.types.backend import ChecksScores, ScoreRequest, Scores
 from cai_core.types.context import StageContext
 from cai_core.types.records import Conversation, Message, ModelInput, UnitFailure
 from cai_core.types.reward import Exchange
@@ -54,8 +54,9 @@ class Asking:
         self._checked = False
 
     def check(self) -> None:
-        """``UserError`` when the judge has no log-probabilities; ``CAIError`` when it cannot tell the continuations
-        apart. Asked for once, before the first question."""
+        """``UserError`` when the judge has no log-probabilities, or its tokenizer cuts the continuations differently
+        after the question than on their own; ``CAIError`` when it cannot tell them apart. Asked for once, before the
+        first question."""
         if self._checked:
             return
         judge = self.context.backend("judge")
@@ -66,8 +67,15 @@ class Asking:
                 hint="use a backend that can score, or `reward: preference` with `labeler: verdict`",
             )
         probe = self._input((Message("user", "How are you?"),), "Fine.", "Say how good this is.")
+        request = ScoreRequest("check", probe, self.continuations)
         # A backend raises by itself where two continuations have the same tokens.
-        (scores,) = judge.score([ScoreRequest("check", probe, self.continuations)])
+        if isinstance(judge, ChecksScores) and (problem := judge.score_problem(request)):
+            raise UserError(
+                f"the judge's tokenizer does not score what is meant: {problem}",
+                where="models.judge",
+                hint="use another model as judge, or `reward: preference` with `labeler: verdict`",
+            )
+        (scores,) = judge.score([request])
         if failure := _failure(scores):
             raise CAIError(f"the judge failed at a first short question: {failure.message}", where="models.judge")
         total = sum(map(math.exp, scores.logprobs))
