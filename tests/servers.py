@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Callable
@@ -37,8 +38,10 @@ class FaultServer:
         delay: float = 0.0,
         models: Any = None,
         host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host = host
+        self.tls = tls
         self.fault = fault
         self.delay = delay
         self.models = models if models is not None else [{"id": "m", "max_model_len": 4096}]
@@ -64,7 +67,7 @@ class FaultServer:
     @property
     def url(self) -> str:
         """With /v1."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
+        return f"http{'s' if self.tls else ''}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -80,7 +83,7 @@ class FaultServer:
         app.router.add_post("/v1/chat/completions", self._answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, self.host, 0, backlog=1024)
+        site = web.TCPSite(runner, self.host, 0, backlog=1024, ssl_context=self.tls)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
+import shutil
 import socket
+import ssl
+import subprocess
+import sys
 import time
 import traceback
 from collections import Counter
@@ -152,6 +157,46 @@ def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(EnvironmentProblem, match=r"127\.0\.0\.1:9"):
         list(one.generate(asked(1)))
     one.close()
+
+
+def test_a_certificate_that_is_not_trusted_stops_the_stage_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openssl = shutil.which("openssl")
+    if not openssl:
+        pytest.skip("this machine has no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    calls = []
+    call = OpenAIBackend._call
+
+    async def counted(self: OpenAIBackend, *given: Any) -> Any:
+        calls.append(given)
+        return await call(self, *given)
+
+    monkeypatch.setattr(OpenAIBackend, "_call", counted)
+    with FaultServer(tls=context) as server:
+        one = backend(server, patience_s=0.5)
+        with pytest.raises(EnvironmentProblem, match=r"is not trusted: self.signed.*\n.*SSL_CERT_FILE"):
+            list(one.generate(asked(3)))
+        one.close()
+        assert len(calls) == 1
+        # What the hint says helps: a process of its own, since trusted certificates are read at its start.
+        asks = (
+            "import sys; from cai_plugins.backends.openai import OpenAIBackend as B, OpenAIOptions as O\n"
+            "one = B(O(model='server:m', base_url=sys.argv[1], patience_s=0.5)); print(one.context_length); one.close()"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", asks, server.url],
+            env={**os.environ, "SSL_CERT_FILE": str(certificate)}, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+    assert found.stdout.strip() == "4096"
 
 
 def test_fewer_calls_at_a_time_when_the_server_has_too_many() -> None:

@@ -335,6 +335,15 @@ class OpenAIBackend:
                     raw += more
                 status, after = response.status, _retry_after(response.headers.get("Retry-After"))
                 target = response.headers.get("Location", "")
+        except aiohttp.ClientConnectorCertificateError as error:
+            # Trying again cannot help: somebody must change the certificate or what this machine trusts.
+            reason = getattr(error.certificate_error, "verify_message", "") or type(error.certificate_error).__name__
+            raise EnvironmentProblem(
+                f"the certificate of {error.host}:{error.port} is not trusted: {self._hidden(reason)[:200]}",
+                where=self.options.base_url,
+                hint="name a file with the certificate of its authority in the environment variable SSL_CERT_FILE, or "
+                "mend the server's; then give the same command again: all that is finished is kept",
+            ) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             # Without its cause: a traceback would print what the error holds, the proxy's password, say.
             raise _TryAgain(self._hidden(f"{type(error).__name__}: {error}".rstrip(": "))) from None
