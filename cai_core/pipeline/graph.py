@@ -229,15 +229,15 @@ class _Builder:
         if kind == "label":
             if recipe.label is None or not self._needs(kind, latest, "pairs"):
                 return None
-            uses = self._uses(
-                [
-                    ("labeler", recipe.label.labeler, ("label", "labeler")),
-                    ("principle_sampler", recipe.label.principle_sampler, ("label", "principle_sampler")),
-                ],
-                recipe,
-                role="judge",
-            )
-            models = self._roles(recipe, uses, self._models(recipe, "judge"))
+            wanted: list[tuple[str, ComponentRef, tuple[str | int, ...]]] = [
+                ("labeler", recipe.label.labeler, ("label", "labeler")),
+                ("principle_sampler", recipe.label.principle_sampler, ("label", "principle_sampler")),
+            ]
+            uses = self._uses(wanted, recipe, backend=False)
+            roles = [role for use in uses for role in use.roles]
+            if roles:  # people's labels ask no model, so nothing of one is fetched, hashed or waited for
+                uses = self._uses(wanted, recipe, role="judge" if "judge" in roles else roles[0])
+            models = self._roles(recipe, uses, {})
             return Stage("", kind, {"pairs": latest["pairs"]}, models, uses)
         if kind == "reward":
             if recipe.reward is None or not self._needs(kind, latest, "label"):

@@ -196,6 +196,38 @@ def test_a_role_asked_besides_the_stages_own_does_not_take_its_backend(tmp_path:
     assert backends(text + local)["label"] == [("cai-core/openai", ""), ("cai-core/transformers", "judge_cot")]
 
 
+def test_a_label_stage_has_the_models_that_its_labeler_asks_and_no_others(tmp_path: Path) -> None:
+    models = "{base: org/model, judge: org/judge, judge_cot: org/cot}"
+    (tmp_path / "people.jsonl").write_text('{"prompt": "p", "a": "x", "b": "y", "p_a": 1.0}')
+
+    def label(labeler: str) -> tuple[dict[str, str], list[str]]:
+        text = FULL.replace("{base: org/model}", models).replace("label: logprob", f"label: {{labeler: {labeler}}}")
+        stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
+        uses = stages["label"].models.items()
+        return {role: use.name for role, use in uses}, [use.kind for use in stages["label"].components]
+
+    judge, cot = {"judge": "org/judge"}, {"judge_cot": "org/cot"}
+    asking = ["labeler", "principle_sampler", "backend"]
+    assert label("logprob") == (judge, asking)
+    assert label("{name: human, path: people.jsonl}") == ({}, ["labeler", "principle_sampler"])
+    one, other = "{labeler: logprob}", "{labeler: cot, role: judge_cot}"
+    assert label(f"{{name: ensemble, members: [{one}, {one}]}}") == (judge, asking)
+    assert label(f"{{name: ensemble, members: [{other}, {one}]}}") == (judge | cot, asking)
+    assert label(f"{{name: ensemble, members: [{other}, {other}]}}") == (cot, asking)
+
+
+def test_more_members_than_there_are_is_told_before_anything_runs(tmp_path: Path) -> None:
+    members = "[{labeler: logprob}, {labeler: verdict}]"
+    for least in (1, 2, 3):
+        labeler = f"{{name: ensemble, least: {least}, members: {members}}}"
+        text = FULL.replace("label: logprob", f"label: {{labeler: {labeler}}}")
+        if least < 3:
+            graph_of(tmp_path, text)
+            continue
+        with pytest.raises(UserErrors, match="`least` is 3, and there are 2 members"):
+            graph_of(tmp_path, text)
+
+
 def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Path) -> None:
     members = "[{reward_model: rules}, {reward_model: preference, helpful: help.jsonl}]"
     text = FULL.replace("reward: preference", f"reward:\n  name: ensemble\n  members: {members}")

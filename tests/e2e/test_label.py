@@ -99,6 +99,17 @@ def test_labels_of_people_come_back_and_an_audit_set_of_ones_own_is_used(folder:
     assert (found["audit"]["n"], found["audit"]["note"][:11]) == (5, "audit.jsonl")
 
 
+def test_labels_of_people_need_no_model(folder: Folder) -> None:
+    """Nor do they depend on one: another judge leaves them as they are."""
+    folder.write("people.jsonl", PAIRS[0], PAIRS[3])
+    people = ("--labeler", "human", "-l", "path=people.jsonl")
+    assert "2 labels" in folder.label(*people, "--model", "./nofolder")
+    (made,) = (folder.path / ".cai/store/artifacts").glob("label-*")
+    folder.label(*people, "--backend", "echo")
+    assert [*(folder.path / ".cai/store/artifacts").glob("label-*")] == [made]
+    assert folder.label("--model", "./nofolder", code=2).count("no such model folder") == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
