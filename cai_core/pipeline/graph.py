@@ -33,7 +33,8 @@ class ModelUse:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id``."""
+    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id`` and ``places``:
+    paths that its worker reads, whose content is in ``settings``."""
 
     id: str
     kind: str
@@ -41,6 +42,7 @@ class Stage:
     models: Mapping[str, ModelUse] = field(default_factory=dict)
     components: tuple[ComponentUse, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def parents(self) -> tuple[str, ...]:
         """Ids of the stages it needs, each once."""
@@ -261,8 +263,8 @@ class _Builder:
             where = self.file.where(("pairs", "path"))
             self.problems.append(UserError(f"no such file: {path}", where=where, hint=f"looked for {resolved}"))
             return None
-        settings = {"file": str(resolved), "sha256": file_sha256(resolved), "limit": self.limit}
-        return Stage("", "pairs", {}, {}, (), settings)
+        settings = {"sha256": file_sha256(resolved), "limit": self.limit}
+        return Stage("", "pairs", {}, {}, (), settings, {"file": str(resolved)})
 
     def _evaluation(
         self, recipe: Recipe, latest: Mapping[str, Mapping[str, str]], trained: Mapping[str, str]

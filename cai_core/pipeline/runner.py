@@ -211,7 +211,7 @@ class _Run:
             inputs={name: digests[source] for name, source in stage.inputs.items()},
             models=models,
             components=tuple(use.as_dict() for use in stage.components),
-            settings=dict(stage.settings),
+            settings={**stage.settings, **stage.places},
             constitution=asdict(self.plan.constitution),
             disabled_plugins=self.plan.file.recipe.plugins.disable,
             recipe=self._recipe_facts() if stage.kind == "report" else None,

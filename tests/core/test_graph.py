@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -226,6 +227,17 @@ def test_more_members_than_there_are_is_told_before_anything_runs(tmp_path: Path
             continue
         with pytest.raises(UserErrors, match="`least` is 3, and there are 2 members"):
             graph_of(tmp_path, text)
+
+
+def test_pairs_from_a_file_count_by_content_wherever_it_lies(tmp_path: Path) -> None:
+    found = []
+    for folder, answer in (("one", "So."), ("two", "So."), ("three", "Other.")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pairs.jsonl").write_text(json.dumps({"prompt": "How?", "a": answer, "b": "No."}))
+        text = "name: t\nmodels: {base: org/model}\npairs: {path: pairs.jsonl}\nlabel: logprob\nrl: dpo\n"
+        found.append(digests(graph_of(tmp_path / folder, text)))
+    assert found[0] == found[1]
+    assert {stage for stage in found[0] if found[0][stage] != found[2][stage]} == {"pairs", "label", "rl", "report"}
 
 
 def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Path) -> None:
