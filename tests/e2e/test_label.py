@@ -141,6 +141,11 @@ def test_bad_pairs_are_told_before_anything_runs(folder: Folder, rows: list[obje
         (["--audit", "none.jsonl"], "no such file"),
         (["-o", "pairs.jsonl"], "the labels would overwrite the pairs"),
         (["-o", "out.csv"], "must end in .jsonl or .parquet"),
+        (["-o", "taken.jsonl"], "taken.jsonl is a folder"),
+        (["-o", "stats.jsonl"], "stats.jsonl.stats.json is a folder"),
+        (["-o", "pairs.jsonl/out.jsonl"], "cannot write there"),
+        (["-o", "/proc/out.jsonl"], "cannot write there"),
+        (["-l", "name=verdict"], "the labeler is named by --labeler"),
     ],
 )
 def test_bad_arguments_are_told_before_anything_runs(folder: Folder, arguments: list[str], words: str) -> None:
@@ -148,7 +153,10 @@ def test_bad_arguments_are_told_before_anything_runs(folder: Folder, arguments: 
         'schema: 1\nid: mute\nversion: "1"\ntitle: t\nprinciples:\n'
         "- {id: a, critique: Say what is harmful in it., revision: Rewrite it to be harmless.}\n"
     )
+    for name in ("taken.jsonl", "stats.jsonl.stats.json"):
+        (folder.path / name).mkdir()
     assert words in folder.label(*arguments, code=2)
+    assert not (folder.path / "runs").exists()
     assert not (folder.path / "runs").exists()
 
 
