@@ -89,6 +89,8 @@ def command(
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise UserError(f"-l {setting!r} is not of the form key=value", hint="for example -l shots=0")
+        if key == "name":
+            raise UserError("the labeler is named by --labeler", where=f"-l {setting}", hint=f"--labeler {value}")
         component[key], _ = load_yaml(value or "null", f"-l {key}")
     # The file of the labeler `human` answers for its own pairs and for no others.
     label: dict[str, Any] = {"labeler": component, "principle_sampler": sampler}
@@ -111,6 +113,7 @@ def command(
         Path.cwd(),
     )
     plan = planned(recipe, store, runs, limit)
+    _check_place(out)  # after what costs nothing, before what may take hours
     folder = runs / plan.run_id
     with RunDisplay(quiet=as_json, labels=False) as display:
         run_plan(plan, store, folder, display, command=f"cai label {pairs}")
@@ -135,10 +138,28 @@ def command(
     click.echo(f"Wrote {out} and {out.name}.stats.json")
 
 
+def _part(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+def _check_place(out: Path) -> None:
+    """Make the folder and a file in it, as ``_write`` will. Raises ``UserError`` where that cannot be."""
+    for path in (out, out.with_name(f"{out.name}.stats.json")):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder", where=f"-o {out}", hint="give another name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _part(out).touch()
+        _part(out).unlink()
+    except OSError as error:
+        hint = "give a folder that can be written"
+        raise UserError(f"cannot write there: {error.strerror}", where=f"-o {out}", hint=hint) from error
+
+
 def _write(table: Path, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Beside its place first, so that a crash leaves the old file or the new one."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
+    part = _part(out)
     if out.suffix == ".parquet":
         shutil.copyfile(table, part)
     else:

@@ -33,7 +33,8 @@ class ModelUse:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id``."""
+    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id`` and ``places``:
+    paths that its worker reads, whose content is in ``settings``."""
 
     id: str
     kind: str
@@ -41,6 +42,7 @@ class Stage:
     models: Mapping[str, ModelUse] = field(default_factory=dict)
     components: tuple[ComponentUse, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def parents(self) -> tuple[str, ...]:
         """Ids of the stages it needs, each once."""
@@ -229,15 +231,15 @@ class _Builder:
         if kind == "label":
             if recipe.label is None or not self._needs(kind, latest, "pairs"):
                 return None
-            uses = self._uses(
-                [
-                    ("labeler", recipe.label.labeler, ("label", "labeler")),
-                    ("principle_sampler", recipe.label.principle_sampler, ("label", "principle_sampler")),
-                ],
-                recipe,
-                role="judge",
-            )
-            models = self._roles(recipe, uses, self._models(recipe, "judge"))
+            wanted: list[tuple[str, ComponentRef, tuple[str | int, ...]]] = [
+                ("labeler", recipe.label.labeler, ("label", "labeler")),
+                ("principle_sampler", recipe.label.principle_sampler, ("label", "principle_sampler")),
+            ]
+            uses = self._uses(wanted, recipe, backend=False)
+            roles = [role for use in uses for role in use.roles]
+            if roles:  # people's labels ask no model, so nothing of one is fetched, hashed or waited for
+                uses = self._uses(wanted, recipe, role="judge" if "judge" in roles else roles[0])
+            models = self._roles(recipe, uses, {})
             return Stage("", kind, {"pairs": latest["pairs"]}, models, uses)
         if kind == "reward":
             if recipe.reward is None or not self._needs(kind, latest, "label"):
@@ -261,8 +263,8 @@ class _Builder:
             where = self.file.where(("pairs", "path"))
             self.problems.append(UserError(f"no such file: {path}", where=where, hint=f"looked for {resolved}"))
             return None
-        settings = {"file": str(resolved), "sha256": file_sha256(resolved), "limit": self.limit}
-        return Stage("", "pairs", {}, {}, (), settings)
+        settings = {"sha256": file_sha256(resolved), "limit": self.limit}
+        return Stage("", "pairs", {}, {}, (), settings, {"file": str(resolved)})
 
     def _evaluation(
         self, recipe: Recipe, latest: Mapping[str, Mapping[str, str]], trained: Mapping[str, str]

@@ -87,6 +87,9 @@ def make_plan(
     graph = _collect(problems, lambda: build_graph(file, resolver, constitution or empty, limit=limit), "")
     models = {}
     names = {("models", role): name for role, name in file.recipe.models.items() if not name.startswith("@")}
+    if graph is not None:  # what no stage uses is neither fetched nor hashed, e.g. a judge beside people's labels
+        used = graph.external_models()
+        names = {path: name for path, name in names.items() if name in used}
     for path, name in names.items():
         where = file.where(path)
         found = _collect(problems, partial(locate, name, file.folder, where, store / "model-digests.json"), where)
@@ -100,7 +103,7 @@ def make_plan(
                 load = partial(planned_prompts, registry, stage, constitution, file.recipe.seed, where)
                 prompts = _collect(problems, load, where) or prompts
         for name in graph.external_models():
-            if name not in models:
+            if name not in models and name not in names.values():
                 where = file.where(("evaluate", "models"))
                 found = _collect(
                     problems, partial(locate, name, file.folder, where, store / "model-digests.json"), where

@@ -211,7 +211,7 @@ class _Run:
             inputs={name: digests[source] for name, source in stage.inputs.items()},
             models=models,
             components=tuple(use.as_dict() for use in stage.components),
-            settings=dict(stage.settings),
+            settings={**stage.settings, **stage.places},
             constitution=asdict(self.plan.constitution),
             disabled_plugins=self.plan.file.recipe.plugins.disable,
             recipe=self._recipe_facts() if stage.kind == "report" else None,
@@ -397,7 +397,9 @@ def _audits(audit: Stage, label: Stage) -> bool:
     """Whether ``audit`` measured what gives the labels: the same labeler with the same models. An evaluator that asks
     for no labeler speaks for every labeler of its judge."""
     own, given = ([use.identity() for use in stage.components if use.kind == "labeler"] for stage in (audit, label))
-    return own in ([], given) and audit.models.get("judge") == label.models.get("judge")
+    if own:
+        return own == given and all(audit.models.get(role) == use for role, use in label.models.items())
+    return "judge" in label.models and audit.models.get("judge") == label.models["judge"]
 
 
 def _slug(stage_id: str) -> str:

@@ -29,7 +29,8 @@ class Component(Generic[P_co]):
     needs: kinds of other components that it asks the context for (``context.component(kind)``): the recipe's backend,
         prompts, principle_sampler, critique_template, labeler, trainer or reward_model, and not its own kind.
     roles: roles of models that it asks the context for (``context.backend(role)``) besides those of its stage, e.g. a
-        reward model that asks the "judge". Whoever needs a component gets the models of its roles too.
+        reward model that asks the "judge". Whoever needs a component gets the models of its roles too. A labeler names
+        the judge as well: where it asks no model, none is loaded.
     roles_of: of options, those of ``roles`` that are asked for with them, e.g. none where an option is off; without it
         all are, whatever the options.
     learns_from: of an RL algorithm, the stages whose results it learns from: "prompts", "reward" (the fitted reward

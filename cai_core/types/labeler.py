@@ -46,7 +46,8 @@ class Labeler(Protocol):
 
     Order: exactly one label per comparison, in any order, as they finish; ``id`` says which.
     Shapes and units: ``p_a`` is a probability. Swapping A and B gives 1 - p_a; equal answers give 0.5 or a failure.
-    Ownership: comparisons are immutable; the judge is the backend in the role "judge", which the context owns.
+    Ownership: comparisons are immutable; the judge is the backend in the role "judge", which the context owns; the
+    labeler's ``Component`` names it in ``roles``.
     Errors: a tie in words, a refusal or an unreadable verdict is a failure of that comparison ("unparseable",
     "refusal"), never a label; a failed request is a failure of the same kind. Nothing is raised for one comparison.
     Determinism: a label depends on its comparison (``seed`` included) and the judge alone, not on what else is judged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -194,6 +195,49 @@ def test_a_role_asked_besides_the_stages_own_does_not_take_its_backend(tmp_path:
     assert backends(text)["label"] == [("cai-core/transformers", "")]
     local = "\nbackend: {name: openai, base_url: 'http://127.0.0.1:1/v1'}\nbackends: {judge_cot: transformers}"
     assert backends(text + local)["label"] == [("cai-core/openai", ""), ("cai-core/transformers", "judge_cot")]
+
+
+def test_a_label_stage_has_the_models_that_its_labeler_asks_and_no_others(tmp_path: Path) -> None:
+    models = "{base: org/model, judge: org/judge, judge_cot: org/cot}"
+    (tmp_path / "people.jsonl").write_text('{"prompt": "p", "a": "x", "b": "y", "p_a": 1.0}')
+
+    def label(labeler: str) -> tuple[dict[str, str], list[str]]:
+        text = FULL.replace("{base: org/model}", models).replace("label: logprob", f"label: {{labeler: {labeler}}}")
+        stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
+        uses = stages["label"].models.items()
+        return {role: use.name for role, use in uses}, [use.kind for use in stages["label"].components]
+
+    judge, cot = {"judge": "org/judge"}, {"judge_cot": "org/cot"}
+    asking = ["labeler", "principle_sampler", "backend"]
+    assert label("logprob") == (judge, asking)
+    assert label("{name: human, path: people.jsonl}") == ({}, ["labeler", "principle_sampler"])
+    one, other = "{labeler: logprob}", "{labeler: cot, role: judge_cot}"
+    assert label(f"{{name: ensemble, members: [{one}, {one}]}}") == (judge, asking)
+    assert label(f"{{name: ensemble, members: [{other}, {one}]}}") == (judge | cot, asking)
+    assert label(f"{{name: ensemble, members: [{other}, {other}]}}") == (cot, asking)
+
+
+def test_more_members_than_there_are_is_told_before_anything_runs(tmp_path: Path) -> None:
+    members = "[{labeler: logprob}, {labeler: verdict}]"
+    for least in (1, 2, 3):
+        labeler = f"{{name: ensemble, least: {least}, members: {members}}}"
+        text = FULL.replace("label: logprob", f"label: {{labeler: {labeler}}}")
+        if least < 3:
+            graph_of(tmp_path, text)
+            continue
+        with pytest.raises(UserErrors, match="`least` is 3, and there are 2 members"):
+            graph_of(tmp_path, text)
+
+
+def test_pairs_from_a_file_count_by_content_wherever_it_lies(tmp_path: Path) -> None:
+    found = []
+    for folder, answer in (("one", "So."), ("two", "So."), ("three", "Other.")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pairs.jsonl").write_text(json.dumps({"prompt": "How?", "a": answer, "b": "No."}))
+        text = "name: t\nmodels: {base: org/model}\npairs: {path: pairs.jsonl}\nlabel: logprob\nrl: dpo\n"
+        found.append(digests(graph_of(tmp_path / folder, text)))
+    assert found[0] == found[1]
+    assert {stage for stage in found[0] if found[0][stage] != found[2][stage]} == {"pairs", "label", "rl", "report"}
 
 
 def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def test_labels_of_people_come_back_and_an_audit_set_of_ones_own_is_used(folder:
     assert (found["audit"]["n"], found["audit"]["note"][:11]) == (5, "audit.jsonl")
 
 
+def test_labels_of_people_need_no_model(folder: Folder) -> None:
+    """Nor do they depend on one: another judge leaves them as they are."""
+    folder.write("people.jsonl", PAIRS[0], PAIRS[3])
+    people = ("--labeler", "human", "-l", "path=people.jsonl")
+    assert "2 labels" in folder.label(*people, "--model", "./nofolder")
+    (made,) = (folder.path / ".cai/store/artifacts").glob("label-*")
+    folder.label(*people, "--backend", "echo")
+    assert [*(folder.path / ".cai/store/artifacts").glob("label-*")] == [made]
+    assert folder.label("--model", "./nofolder", code=2).count("no such model folder") == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -130,6 +141,11 @@ def test_bad_pairs_are_told_before_anything_runs(folder: Folder, rows: list[obje
         (["--audit", "none.jsonl"], "no such file"),
         (["-o", "pairs.jsonl"], "the labels would overwrite the pairs"),
         (["-o", "out.csv"], "must end in .jsonl or .parquet"),
+        (["-o", "taken.jsonl"], "taken.jsonl is a folder"),
+        (["-o", "stats.jsonl"], "stats.jsonl.stats.json is a folder"),
+        (["-o", "pairs.jsonl/out.jsonl"], "cannot write there"),
+        (["-o", "/proc/out.jsonl"], "cannot write there"),
+        (["-l", "name=verdict"], "the labeler is named by --labeler"),
     ],
 )
 def test_bad_arguments_are_told_before_anything_runs(folder: Folder, arguments: list[str], words: str) -> None:
@@ -137,7 +153,10 @@ def test_bad_arguments_are_told_before_anything_runs(folder: Folder, arguments: 
         'schema: 1\nid: mute\nversion: "1"\ntitle: t\nprinciples:\n'
         "- {id: a, critique: Say what is harmful in it., revision: Rewrite it to be harmless.}\n"
     )
+    for name in ("taken.jsonl", "stats.jsonl.stats.json"):
+        (folder.path / name).mkdir()
     assert words in folder.label(*arguments, code=2)
+    assert not (folder.path / "runs").exists()
     assert not (folder.path / "runs").exists()
 
 

@@ -40,6 +40,7 @@ class _Label:
             self.others["backends"] = backends
 
     def initial(self) -> Iterable[Unit[Comparison]]:
+        models = self.job.spec.identity["models"]  # without a judge where the labeler asks none
         for pair in self.pairs:
             messages = conversation(pair["prompt"])
             prompt = Prompt(pair["id"], messages)
@@ -57,7 +58,7 @@ class _Label:
                 "constitution": self.job.constitution.digest,
                 "labeler": self.job.component_identity("labeler"),
                 "backend": self.job.component_identity("backend"),
-                "model": self.job.model_digest("judge"),
+                "model": models.get("judge", ""),
                 "seed": self.job.spec.seed,
                 **self.others,
             }

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cai_core.hookspecs import hookimpl
 from cai_core.types.component import Component
@@ -130,6 +130,14 @@ class EnsembleOptions(BaseModel):
         None, ge=1, description="a comparison has a label when this many members have one; null: all"
     )
 
+    @model_validator(mode="after")
+    def _no_more_than_members(self) -> EnsembleOptions:
+        if self.least is not None and self.least > len(self.members):
+            raise ValueError(
+                f"`least` is {self.least}, and there are {len(self.members)} members: no label could be made"
+            )
+        return self
+
 
 def make_member(member: LogprobMember | CotMember | VerdictMember, context: StageContext) -> Labeler:
     """A member of an ensemble."""
@@ -167,10 +175,15 @@ def make_human(options: HumanOptions, context: StageContext) -> Labeler:
 
 
 def make_ensemble(options: EnsembleOptions, context: StageContext) -> Labeler:
-    """Asks the models in the roles ``judge`` and ``judge_cot``."""
+    """Asks the models in the roles of its members."""
     from cai_plugins.labelers.ensemble import EnsembleLabeler
 
     return EnsembleLabeler(options, context)
+
+
+def ensemble_roles(options: EnsembleOptions) -> tuple[str, ...]:
+    """Those that its members ask."""
+    return tuple(member.role for member in options.members)
 
 
 @hookimpl
@@ -187,5 +200,10 @@ def cai_register_labelers() -> Iterable[Component[Labeler]]:
     yield Component("verdict", VerdictOptions, make_verdict, "a letter in words, both orders", roles=("judge",))
     yield Component("human", HumanOptions, make_human, "labels from a file")
     yield Component(
-        "ensemble", EnsembleOptions, make_ensemble, "the mean of several labelers", roles=("judge", "judge_cot")
+        "ensemble",
+        EnsembleOptions,
+        make_ensemble,
+        "the mean of several labelers",
+        roles=("judge", "judge_cot"),
+        roles_of=ensemble_roles,
     )
