@@ -184,8 +184,15 @@ def cai_register_labelers() -> Iterable[Component[Labeler]]:
         roles=("judge",),
     )
     yield Component("cot", CotOptions, make_cot, "reasoning first, then P(A); clamped to [0.4, 0.6]", roles=("judge",))
-    yield Component("verdict", VerdictOptions, make_verdict, "a letter in words, both orders", roles=("judge",))
-    yield Component("human", HumanOptions, make_human, "labels from a file")
     yield Component(
-        "ensemble", EnsembleOptions, make_ensemble, "the mean of several labelers", roles=("judge", "judge_cot")
+        "verdict", VerdictOptions, make_verdict, "a letter in words, both orders", roles=("judge",), revision=2
+    )
+    yield Component("human", HumanOptions, make_human, "labels from a file", revision=2)
+    yield Component(
+        "ensemble",
+        EnsembleOptions,
+        make_ensemble,
+        "the mean of several labelers",
+        roles=("judge", "judge_cot"),
+        revision=2,
     )
