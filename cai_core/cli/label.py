@@ -73,7 +73,7 @@ def command(
         raise UserError("--audit and --no-audit contradict each other")
     from cai_core.cli.progress import RunDisplay
     from cai_core.cli.setup import planned
-    from cai_core.pipeline.labels import audit_accuracy, label_statistics, label_warnings
+    from cai_core.pipeline.labels import audit_accuracy, by_people, label_statistics, label_warnings
     from cai_core.pipeline.runner import run_plan
     from cai_core.pipeline.tables import LABELS
     from cai_core.recipe import recipe_from
@@ -134,7 +134,7 @@ def command(
     if as_json:
         click.echo(json.dumps(statistics, indent=2, allow_nan=False))
         return
-    _show(statistics)
+    _show(statistics, people=by_people(use.id for p in plan.stages for use in p.stage.components))
     click.echo(f"Wrote {out} and {out.name}.stats.json")
 
 
@@ -169,7 +169,7 @@ def _write(table: Path, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     part.replace(out)
 
 
-def _show(statistics: Mapping[str, Any]) -> None:
+def _show(statistics: Mapping[str, Any], *, people: bool) -> None:
     from cai_core.pipeline.labels import audit_flag, statistics_lines
 
     for line in statistics_lines(statistics):
@@ -178,7 +178,7 @@ def _show(statistics: Mapping[str, Any]) -> None:
         click.echo(f"WARNING: {clean(warning)}")
     audit = statistics["audit"]
     if audit is None:
-        click.echo("The labeler was not audited.")
+        click.echo("These are people's labels." if people else "The labeler was not audited.")
     elif flag := audit_flag(audit):
         click.echo(f"WARNING: {clean(flag)}. Do not train on these labels.")
     else:

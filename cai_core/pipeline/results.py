@@ -163,8 +163,15 @@ def _of(metrics: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any] |
 
 def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
     for _, artifact in _of_kind(artifacts, "label"):
-        return label_statistics(list(read_table(artifact.path / "labels.parquet", LABELS)))
+        statistics = label_statistics(list(read_table(artifact.path / "labels.parquet", LABELS)))
+        return {**statistics, "by_people": _by_people(artifacts)}
     return None
+
+
+def _by_people(artifacts: Mapping[str, Artifact]) -> bool:
+    """Whether people gave all labels of the run: then there is no judge to audit."""
+    labels = _of_kind(artifacts, "label")
+    return all(by_people(c["id"] for c in artifact.identity["components"]) for _, artifact in labels)
 
 
 def _reward_models(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -278,7 +285,7 @@ def _judge_findings(
                 + ".",
             )
     labels = _of_kind(artifacts, "label")
-    if labels and not audits and not all(by_people(c["id"] for c in a.identity["components"]) for _, a in labels):
+    if labels and not audits and not _by_people(artifacts):
         text = "No accuracy is known for the labels; set `label.audit`."
         yield _finding("warning", "The labeler was never audited", text)
     for name, artifact in labels:

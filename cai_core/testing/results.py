@@ -124,6 +124,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "by_principle": [
                 {"id": text, "n": 1, "mean_gap": 0.1, "flip_rate": None, "agreement": None, "human_accuracy": 0.5}
             ],
+            "by_people": False,
             "human": {"n": 1, "accuracy": 1.0, "calibration_error": 0.4, "brier": 0.16},
         },
         "reward_models": [

@@ -93,6 +93,10 @@ def test_labels_of_people_come_back_and_an_audit_set_of_ones_own_is_used(folder:
     found = json.loads(folder.label("--backend", "echo", "--labeler", "human", "-l", "path=people.jsonl", "--json"))
     assert (found["n"], found["failed"]) == (2, {"unparseable": 2})
     assert found["human"]["accuracy"] == 1.0
+    assert found["by_principle"] == []
+    said = folder.label("--backend", "echo", "--labeler", "human", "-l", "path=people.jsonl")
+    assert "These are people's labels." in said
+    assert "audited" not in said
     rows = [{"prompt": "p", "chosen": f"yes {n}", "rejected": "no"} for n in range(5)]
     folder.write("audit.jsonl", *rows)
     found = json.loads(folder.label("--backend", "echo", "-l", "shots=0", "--audit", "audit.jsonl", "--json"))
@@ -184,6 +188,8 @@ def test_a_labeler_that_was_never_audited_is_named_too(folder: Folder) -> None:
     assert "reward learns from label, and the labeler was never audited" in output
     report = json.loads(next(folder.path.glob("runs/*/report.json")).read_text())
     assert report["findings"][0]["title"] == "The labeler was never audited"
+    assert report["labels"]["by_people"] is False
+    assert report["labels"]["by_principle"]
 
 
 def test_no_recipe_of_ours_goes_without_the_audit() -> None:

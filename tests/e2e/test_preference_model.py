@@ -80,6 +80,7 @@ def test_the_report_says_what_it_learnt_from_and_what_it_is_worth(run: Path) -> 
         text = (run / name).read_text(encoding="utf-8")
         assert "length-matched" in text or "better is shorter" in text
         assert "source shop" in text
+        assert "never audited" not in text
 
 
 def test_the_unreadable_pair_is_a_row_with_its_reason(run: Path) -> None:
@@ -88,6 +89,8 @@ def test_the_unreadable_pair_is_a_row_with_its_reason(run: Path) -> None:
     assert len(table) == len(rows())
     labels = json.loads((run / "report.json").read_text(encoding="utf-8"))["labels"]
     assert labels["failed"] == {"unparseable": 1}
+    assert (labels["by_people"], labels["by_principle"]) == (True, []), "nobody judged under a principle"
+    assert {tuple(row["principles"] or ()) for row in table} == {()}
     assert labels["unreadable_rate"] == 0.0, "the judge was never asked about it"
     (failed,) = [row for row in table if row["failure"]]
     assert failed["failure"]["kind"] == "unparseable"

@@ -188,6 +188,17 @@ def test_a_run_with_nothing_but_prompts_has_a_report(tmp_path: Path) -> None:
     MarkdownReporter().write(given, tmp_path)
 
 
+@pytest.mark.parametrize("people", [True, False])
+def test_labels_of_people_are_not_called_a_judges(people: bool, tmp_path: Path) -> None:
+    given = results()
+    given = {**given, "audit": None, "labels": {**given["labels"], "by_people": people}}
+    for reporter in (HtmlReporter(100), MarkdownReporter()):
+        (path,) = reporter.write(given, tmp_path)
+        text = path.read_text(encoding="utf-8")
+        assert ("never audited" in text) != people
+        assert ("The labels of people" in text) == people
+
+
 def test_unknown_is_never_shown_as_zero() -> None:
     for show in (value, signed):
         assert show(None, "rate") == "unknown"

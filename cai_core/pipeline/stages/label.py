@@ -12,7 +12,7 @@ from typing import Any
 from cai_core.errors import PluginError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
-from cai_core.pipeline.labels import label_statistics, label_warnings
+from cai_core.pipeline.labels import by_people, label_statistics, label_warnings
 from cai_core.pipeline.stages.generate import CHUNK, failure_record
 from cai_core.pipeline.stages.pairs import HUMAN, MIXTURE
 from cai_core.pipeline.tables import LABELS, PAIRS
@@ -94,6 +94,8 @@ def run_label(job: Job, folder: Path) -> dict[str, Any]:
     mixture = json.loads((source / MIXTURE).read_text(encoding="utf-8")) if (source / MIXTURE).is_file() else {}
     stage = _Label(job, [pair for pair in pairs if not pair["failure"]])
     tally = LocalExecutor().run(stage, job.ledger(), job.progress, total=len(stage.pairs))
+    # Nobody judged under the principles that were drawn, where people's labels come from a file.
+    people = by_people(use["id"] for use in job.spec.identity["components"])
     rows = []
     for pair in pairs:
         row = stage.rows.get(pair["id"])
@@ -105,7 +107,7 @@ def run_label(job: Job, folder: Path) -> dict[str, Any]:
             {
                 **pair,
                 "p_a": row.payload["p_a"] if not row.failure else None,
-                "principles": stage.drawn[pair["id"]],
+                "principles": [] if people else stage.drawn[pair["id"]],
                 "evidence": {**row.payload["evidence"], **({GIVEN: given} if given else {})},
                 "failure": failure_record(row.failure),
             }

@@ -130,8 +130,10 @@ def _judge(audit: Mapping[str, Any] | None, labels: Mapping[str, Any] | None) ->
         human = labels["human"]
         parts = [f"{name} {value(human[key], unit)}" for key, name, unit in AGAINST_PEOPLE]
         rows.append([f"labels: against {human['n']} labels of people", ", ".join(parts)])
-    first = [] if audit else ["The labeler was never audited: nothing is known about its labels.", ""]
-    return ["## The judge", "", *first, _row(["measure", "value"]), _rule(2), *map(_row, rows), ""]
+    people = bool(labels and labels["by_people"])
+    first = [] if audit or people else ["The labeler was never audited: nothing is known about its labels.", ""]
+    title = "## The labels of people" if people and not audit else "## The judge"
+    return [title, "", *first, _row(["measure", "value"]), _rule(2), *map(_row, rows), ""]
 
 
 def _row(cells: Sequence[str]) -> str:
