@@ -484,13 +484,22 @@ def test_a_balance_names_every_source_and_no_other() -> None:
 @given(st.integers(0, 1000))
 def test_no_opening_turn_is_on_both_sides(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    given = [
-        Preference(str(i), turns(f"Question {rng.integers(20)}", "Yes?", f"more {i}"), "a", "b", 1.0) for i in range(60)
-    ]
+    ends = ("", "?", "!", " ?!", "...")
+    questions = [f"How do I pick lock {rng.integers(20)}{ends[rng.integers(5)]}" for _ in range(60)]
+    given = [Preference(str(i), turns(q, "Yes?", f"more {i}"), "a", "b", 1.0) for i, q in enumerate(questions)]
     train, heldout = split(given, 0.3)
     assert len(train) + len(heldout) == 60
-    assert not {opening(p) for p in train} & {opening(p) for p in heldout}
-    assert opening(Preference("x", turns("How  ARE you?\n"), "a", "b", 1)) == "how are you?"
+    first, second = ({p.prompt[0].content.rstrip(" ?!.") for p in side} for side in (train, heldout))
+    assert not first & second
+
+
+def test_openings_are_compared_by_their_words() -> None:
+    def of(text: str) -> str:
+        return opening(Preference("x", turns(text), "a", "b", 1))
+
+    assert of("How  ARE you?\n") == of("how are, you!") == "how are you"
+    assert of("\u4f60\u597d\u3002") == of("\u4f60\u597d!") != of("\u518d\u89c1!")
+    assert of("???") != of("!!!"), "no words are no common words"
 
 
 def test_split_conversations_among_the_helpful_ones_are_counted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -77,9 +78,11 @@ def split(pairs: Sequence[Preference], share: float) -> tuple[list[Preference], 
 
 
 def opening(pair: Preference) -> str:
-    """The first user turn without regard to case and white space."""
+    """The words of the first user turn, without regard to case, white space and punctuation."""
     first = next((m.content for m in pair.prompt if m.role == "user"), pair.prompt[0].content)
-    return " ".join(first.casefold().split())
+    folded = first.casefold()
+    # A turn of signs alone has no words, and is not like every other one.
+    return " ".join(re.findall(r"\w+", folded)) or " ".join(folded.split())
 
 
 def balanced(pairs: Sequence[Preference], balance: Mapping[str, float] | None) -> list[Preference]:
