@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai_core.text.duplicates import NearDuplicates, grams, similarity
+from cai_core.text.judging import inside_brackets, unscored
 from cai_core.text.quality import Boilerplate, bare_refusal, repeats, too_many_emoji
 from cai_core.text.transcripts import parse_transcript, render_transcript
 from cai_core.text.words import Relevance
-from cai_core.types.records import Message
+from cai_core.types.backend import Scores
+from cai_core.types.records import Message, UnitFailure
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in ("ar", "ou", "ine", "ol") for c in ("ta", "ry", "mes", "p", "nd")]
 
@@ -138,3 +140,21 @@ def test_boilerplate_is_what_many_share_and_not_what_a_text_says() -> None:
     assert boilerplate.dominates(habit)
     assert not boilerplate.dominates(texts[1] + " " + own[0])
     assert not boilerplate.dominates(own[0])
+
+
+@given(st.text("[]()A \n") | st.text())
+def test_what_is_between_brackets_can_neither_open_nor_close_them(text: str) -> None:
+    inside = inside_brackets(text)
+    assert "[[[" not in inside
+    assert "]]]" not in inside
+    assert inside.replace(" ", "") == text.replace(" ", "")
+
+
+def test_scores_that_say_nothing() -> None:
+    failure = UnitFailure("refusal", "no")
+    assert unscored(Scores("1", (), (), failure=failure)) is failure
+    assert unscored(Scores("1", (-0.1, -2.0), (1, 1))) is None
+    for odd in (float("nan"), float("-inf")):
+        found = unscored(Scores("1", (-0.1, odd), (1, 1)))
+        assert found is not None
+        assert found.kind == "infra"

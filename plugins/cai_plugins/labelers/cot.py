@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cai_core.errors import UserError
+from cai_core.text.judging import unscored
 from cai_core.text.transcripts import render_transcript
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.context import StageContext
@@ -26,7 +27,6 @@ from cai_plugins.labelers.questions import (
     question_text,
     shown_in,
     unjudgeable,
-    unscored,
 )
 
 START = "Let's think step by step:"

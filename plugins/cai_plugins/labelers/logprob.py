@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from cai_core.errors import UserError
+from cai_core.text.judging import unscored
 from cai_core.types.backend import ScoreRequest, Scores
 from cai_core.types.context import StageContext
 from cai_core.types.labeler import Comparison, Label
@@ -24,7 +25,6 @@ from cai_plugins.labelers.questions import (
     question_text,
     shown_in,
     unjudgeable,
-    unscored,
 )
 
 PREFIX = "The answer is:"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_core.errors import UserError
+from cai_core.text.judging import inside_brackets
 from cai_core.text.transcripts import render_transcript
 from cai_core.types.backend import Backend, Capabilities, ChecksScores, ScoreRequest, Scores
 from cai_core.types.labeler import Comparison, Label
@@ -36,7 +37,7 @@ def question_text(prompt: Conversation, shown: Sequence[str], principle: Princip
 
 def options_text(shown: Sequence[str]) -> str:
     """The two answers as the paper writes them."""
-    a, b = (_inside_brackets(text) for text in shown)
+    a, b = (inside_brackets(text) for text in shown)
     return f"Options:\n (A) [[[{a}]]]\n (B) [[[{b}]]]"
 
 
@@ -53,15 +54,6 @@ def shown_in(comparison: Comparison, order: int) -> tuple[str, str]:
     """The answers as order 0 (A first) or 1 (B first) shows them."""
     pair = (comparison.response_a, comparison.response_b)
     return pair if order == 0 else pair[::-1]
-
-
-def unscored(scores: Scores) -> UnitFailure | None:
-    """Why these scores say nothing, if so."""
-    if scores.failure:
-        return scores.failure
-    if not all(math.isfinite(value) for value in scores.logprobs):
-        return UnitFailure("infra", "the judge's log-probabilities are not finite")
-    return None
 
 
 def check_letters(judge: Backend, question: ModelInput) -> None:
@@ -127,11 +119,6 @@ def combined(
         found["unclamped"] = p_a
         p_a = min(max(p_a, clamp[0]), clamp[1])
     return Label(comparison.id, p_a, found)
-
-
-def _inside_brackets(text: str) -> str:
-    # An answer that closes the brackets could write options or a verdict of its own.
-    return text.replace("[[[", "[ [ [").replace("]]]", "] ] ]")
 
 
 def from_margin(margin: float) -> float:

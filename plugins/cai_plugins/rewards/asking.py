@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cai_core.errors import CAIError, UserError
+from cai_core.text.judging import inside_brackets, unscored
 from cai_core.text.transcripts import render_transcript
 from cai_core.types.backend import ChecksScores, ScoreRequest, Scores
 from cai_core.types.context import StageContext
@@ -76,7 +77,7 @@ class Asking:
                 hint="use another model as judge, or `reward: preference` with `labeler: verdict`",
             )
         (scores,) = judge.score([request])
-        if failure := _failure(scores):
+        if failure := unscored(scores):
             raise CAIError(f"the judge failed at a first short question: {failure.message}", where="models.judge")
         total = sum(map(math.exp, scores.logprobs))
         if total > 1 + MASS_SLACK:
@@ -104,7 +105,7 @@ class Asking:
             again = {}
             for i, prompt in waiting.items():
                 scores = scored[ids[inputs[i]]]
-                failure = _failure(scores)
+                failure = unscored(scores)
                 if failure is None:
                     found[i] = _reading(scores)
                 elif failure.kind == "too_long" and (shorter := _later(prompt)):
@@ -131,7 +132,7 @@ class Asking:
     def _input(self, prompt: Conversation, response: str, question: str) -> ModelInput:
         text = (
             f"Consider the following conversation between a human and an assistant:{render_transcript(prompt)}\n\n"
-            f"The assistant's response to it, in brackets:\n[[[{_inside_brackets(response)}]]]\n\n{question}"
+            f"The assistant's response to it, in brackets:\n[[[{inside_brackets(response)}]]]\n\n{question}"
         )
         if self.form == "text":
             return ModelInput(text=f"{text}\n\n{self.prefill}")
@@ -149,16 +150,3 @@ def _reading(scores: Scores) -> Reading:
     weights = [math.exp(value - top) for value in scores.logprobs]
     total = sum(weights)
     return Reading(tuple(w / total for w in weights), math.exp(top) * total)
-
-
-def _failure(scores: Scores) -> UnitFailure | None:
-    if scores.failure:
-        return scores.failure
-    if not all(math.isfinite(value) for value in scores.logprobs):
-        return UnitFailure("infra", "the judge's log-probabilities are not finite")
-    return None
-
-
-def _inside_brackets(text: str) -> str:
-    # An answer that closes the brackets could write the question, and its rating, itself.
-    return text.replace("[[[", "[ [ [").replace("]]]", "] ] ]")
