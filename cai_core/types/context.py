@@ -38,8 +38,8 @@ class StageContext(Protocol):
     progress: Progress
 
     def backend(self, role: str) -> Backend:
-        """The model in this role, built once: the stage's own (revise: "generator", audit: "judge", rl: "policy",
-        evaluate: the names of the models), and those that the component declared in ``roles``."""
+        """The model in this role, built once: the stage's own (revise: "generator", audit: "judge", rl:
+        "policy", evaluate: the names of the models), and those that the component declared in ``roles``."""
         ...
 
     def component(self, kind: str) -> Any:
