@@ -15,7 +15,6 @@ from cai_core.errors import CAIError, UserError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.reward import Exchange, Preference
 from cai_plugins._torch.losses import soft_bradley_terry
-from cai_plugins.rewards import mixture
 from cai_plugins.rewards.plugin import Pattern, PreferenceOptions, RulesOptions, make_preference, make_rules
 
 GOOD, BAD = "Mix flour, water, salt and yeast.", "No way."
@@ -79,9 +78,7 @@ def test_saved_and_loaded_it_scores_the_same_and_batches_do_not_matter(model: Pa
     options = PreferenceOptions(helpful="builtin", helpful_pairs=4, heldout=0.2)
     fitted = make_preference(options, Context(tmp_path / "a"))
     result = fitted.fit(model, pairs(0.8), tmp_path / "pm")
-    # Of the four, those to whose opening the hash gave the held-out side do not train.
-    helpful, out = mixture.helpful_comparisons("builtin", 4, len(pairs(0.8)), Context(tmp_path).seed)[0], 0.2
-    assert result.metrics["comparisons_helpful"] == len(mixture.split(helpful, out)[0]) > 0
+    assert result.metrics["comparisons_helpful"] == 3, "of four: the hash of its opening holds one out"
     assert result.metrics["heldout_n"] > 0
     exchanges = [Exchange(str(i), turns("Bread?"), "flour " * (1 + 7 * i)) for i in range(5)]
     loaded = make_preference(PreferenceOptions(token_budget=1), Context(tmp_path / "b"))
