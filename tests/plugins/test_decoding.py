@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -13,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.records import ModelInput
+from cai_plugins._torch import memory
 from cai_plugins._torch.decoding import draw, nucleus, uniform
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
@@ -209,6 +212,29 @@ def test_the_last_bit_of_a_cumulative_sum_is_no_way_out() -> None:
     logits = torch.full((3, 1000), -1e9)
     logits[:, 0] = 0.0
     assert draw(logits, [Sampling(1)] * 3, [1, 2, 3], [0] * 3) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [7, 128, 1000, 4096])
+def test_a_draw_is_where_the_plain_cumulative_sum_passes_the_number(size: int) -> None:
+    torch.manual_seed(size)
+    logits = torch.randn(300, size) * 4
+    logits[::2, size // 3 :] -= 200  # much of the vocabulary has no probability at all
+    tokens = draw(logits, [Sampling(1)] * 300, list(range(300)), [5] * 300)
+    for row, (values, token) in enumerate(zip(logits, tokens, strict=True)):
+        sums = np.cumsum(values.softmax(-1).numpy().astype(np.float64))
+        assert token == int(np.argmax(sums > uniform(row, 5) * sums[-1]))
+
+
+def test_the_token_budget_follows_memory_and_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert memory.bytes_per_token(model) == held // 3
+    for total, wanted in ((8 * 10_000 * held // 3, 10_000), (1, 4096), (2**50, 65536)):
+        monkeypatch.setattr(memory, "_container_limit", lambda total=total: total)
+        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(total=2**60))
+        assert memory.token_budget(model) == wanted
 
 
 def test_the_nucleus_of_many_tokens_is_that_of_a_full_sort() -> None:

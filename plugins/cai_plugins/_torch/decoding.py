@@ -39,6 +39,8 @@ MIN_FAMILY = 4
 MAX_BLOCK_TOKENS = 8192
 # Our choice: prompts are read this many tokens at a time, which bounds the attention scores in memory.
 PREFILL_TOKENS = 1024
+# Our choice: about the square root of a vocabulary.
+BLOCK = 128
 # Our choice: rows differ in length, and attention over a part of the batch is as wide as the longest row of that part.
 PARTS = 4
 # Columns to spare when the buffer is made, so that it is moved once in so many steps.
@@ -641,17 +643,32 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[in
     if not sampled:
         return [int(token) for token in tokens]
     heat = torch.tensor([[samplings[i].temperature] for i in sampled], device=logits.device)
-    probabilities = (logits[sampled] / heat).softmax(-1)
+    logits = logits if len(sampled) == len(samplings) else logits[sampled]
+    probabilities = (logits if (heat == 1).all() else logits / heat).softmax(-1)
     top_p = torch.tensor([[samplings[i].top_p] for i in sampled], device=logits.device)
-    probabilities = nucleus(probabilities, top_p)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
     numbers = torch.tensor([[uniform(seeds[i], steps[i])] for i in sampled], dtype=torch.float64, device=logits.device)
-    wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    found = torch.searchsorted(cumulative, wanted, right=True)[:, 0].tolist()
+    found = _passed(nucleus(probabilities, top_p), numbers).tolist()
     for i, token in zip(sampled, found, strict=True):
         tokens[i] = token
     return [int(token) for token in tokens]
+
+
+def _passed(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Per row of ``probabilities`` [rows, n] the place at which their sum in float64 passes the row's number [rows, 1]
+    times the whole sum. Sums of blocks come first: summing up everything is slow on a CPU."""
+    rows, size = probabilities.shape
+    probabilities = functional.pad(probabilities, (0, -size % BLOCK)) if size % BLOCK else probabilities
+    blocks = probabilities.view(rows, -1, BLOCK)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = ends[:, -1:]
+    wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
+    block = torch.searchsorted(ends, wanted, right=True)
+    before = functional.pad(ends, (1, 0)).gather(1, block)
+    inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double()
+    place = torch.searchsorted(before + inside.cumsum(-1), wanted, right=True)
+    # Summed up one by one, a block may end just before the number that its own sum passes.
+    last = BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return (block * BLOCK + torch.minimum(place, last))[:, 0]
 
 
 class Draw(LogitsProcessor):

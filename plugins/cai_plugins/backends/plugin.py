@@ -22,11 +22,11 @@ class TransformersOptions(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of the weights; auto is float32 on CPU and bfloat16 on a GPU"
     )
-    # Our choice: 16k tokens of a 135M model are 0.75 GB of float32 key-value cache, which any machine has.
-    token_budget: int = Field(
-        16384,
+    token_budget: int | None = Field(
+        None,
         ge=1,
-        description="tokens in memory per batch, padding and those to be generated included",
+        description="tokens in memory per batch, padding and those to be generated included; unset, as many as "
+        "an eighth of the memory holds keys and values of, from 4,096 to 65,536",
         json_schema_extra=EXECUTION,
     )
     # Our choice: on two cores, throughput rises steeply up to about 64 rows and little beyond.

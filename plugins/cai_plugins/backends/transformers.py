@@ -32,10 +32,14 @@ from cai_core.errors import UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention, out_of_memory
+from cai_plugins._torch.memory import token_budget
 from cai_plugins._torch.packed import pack_linear_layers
 from cai_plugins.backends.continuations import encode_continuations, score_problem
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.scoring import Scorer, ScoreRow
+
+# Our choice: tokens of one pass that reads only, which gains nothing from more.
+PASS_TOKENS = 16384
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +116,7 @@ class TransformersBackend:
         self._model.generation_config = GenerationConfig()
         self._accepts = frozenset(inspect.signature(self._model.forward).parameters)
         self._shares_cache = full_attention(text_config) and "position_ids" in self._accepts
+        self._budget = self.options.token_budget or token_budget(self._model)
         self._decoder = self._fast_decoder()
         self._scorer = self._fast_scorer()
 
@@ -125,7 +130,7 @@ class TransformersBackend:
         except (ValueError, AttributeError, NotImplementedError):
             return None
         options = self.options
-        decoder = Decoder(self._model, self._ends, self._tokenizer.decode, options.max_batch, options.token_budget)
+        decoder = Decoder(self._model, self._ends, self._tokenizer.decode, options.max_batch, self._budget)
         if decoder.works():
             return decoder
         self._model.set_attn_implementation(before)
@@ -135,7 +140,7 @@ class TransformersBackend:
         """The scorer, where the model takes a mask of its own and gives what it should."""
         if not self._shares_cache or "logits_to_keep" not in self._accepts:
             return None
-        scorer = Scorer(self._model, self.options.token_budget, self.options.max_batch)
+        scorer = Scorer(self._model, min(self._budget, PASS_TOKENS), self.options.max_batch)
         return scorer if scorer.works() else None
 
     @property
@@ -346,7 +351,7 @@ class TransformersBackend:
         widest = 0
         for row in sorted(rows, key=lambda row: (-len(row.ids), row.request.id)):
             widest = max(widest, row.padded)
-            full = (len(batch) + 1) * widest > self.options.token_budget or len(batch) >= self.options.max_batch
+            full = (len(batch) + 1) * widest > min(self._budget, PASS_TOKENS) or len(batch) >= self.options.max_batch
             if batch and full:
                 yield batch
                 batch, widest = [], row.padded
