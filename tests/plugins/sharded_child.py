@@ -1,6 +1,6 @@
-"""``ranks_child.py`` under FSDP on a CPU. accelerate has none there: it falls back to plain data parallel. Here it is told
-that it has accelerators with the gloo backend, so that what shards, gathers and saves on a GPU runs, with torch's own
-FSDP2; and each training checks that no process had the whole model."""
+"""``ranks_child.py`` under FSDP on a CPU. accelerate has none there: it falls back to plain data parallel. Here it is
+told that it has accelerators with the gloo backend, so that what shards, gathers and saves on a GPU runs, with torch's
+own FSDP2; and each training checks that no process had the whole model."""
 
 from __future__ import annotations
 

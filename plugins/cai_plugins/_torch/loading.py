@@ -50,8 +50,8 @@ def load_tokenizer(path: Path, *, chat: bool = True) -> Any:
 
 def load_causal(path: Path, device: str, *, all_weights: bool) -> Any:
     """A causal model to train: float32 on CPU; on a GPU bfloat16 under adapters, and float32 where ``all_weights``
-    are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16). One that is to be
-    sharded stays on the CPU until it is."""
+    are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16). One that is to
+    be sharded stays on the CPU until it is."""
     model = AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights))
     return model if shards() else model.to(device)
 
