@@ -9,8 +9,8 @@ side is what ``GRPOTrainer`` calls in every step (``_generate_single_turn``: one
 of speeds; with ``--natural`` answers end by themselves and the ratio is that of tokens per second, tokens counted up to
 an answer's end. ``--repeats`` runs alternate after one that is not counted.
 
-Printed: tokens per second of either side in each repeat, and the ratio of the medians. CPU only; threads as
-OMP_NUM_THREADS says.
+Printed: tokens per second of either side in each repeat, and the ratio of the medians; beside it the ratio of processor
+seconds, which other programs on the machine disturb less. CPU only; threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -111,20 +111,27 @@ def main() -> None:
         shape = (folder, prompts, given.samples, given.tokens, given.natural)
         sides = {"ours": ours(*shape), "TRL": trl(*shape, Path(scratch))}
         speeds: dict[str, list[float]] = {name: [] for name in sides}
+        worked: dict[str, list[float]] = {name: [] for name in sides}
         threads = torch.get_num_threads()
         print(f"{given.prompts} prompts x {given.samples} samples, {given.tokens} tokens, {threads} threads")
         for repeat in range(given.repeats + 1):
             for name, side in sides.items():
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 count = side(repeat)
-                seconds = time.perf_counter() - start
+                seconds, busy = time.perf_counter() - start, time.process_time() - busy
                 if not given.natural:
                     assert count == given.prompts * given.samples * given.tokens, (name, count)
                 if repeat:
                     speeds[name].append(count / seconds)
-                    print(f"{name:5} {count} tokens, {seconds:.2f} s, {count / seconds:.1f} tokens/s", flush=True)
-        median = {name: statistics.median(found) for name, found in speeds.items()}
-        print(f"ratio of medians, ours / TRL: {median['ours'] / median['TRL']:.2f}")
+                    worked[name].append(count / busy)
+                    print(
+                        f"{name:5} {count} tokens, {seconds:.2f} s, {count / seconds:.1f} tokens/s, "
+                        f"{count / busy:.1f} tokens per processor second",
+                        flush=True,
+                    )
+        for text, found in (("time", speeds), ("processor time", worked)):
+            ratio = statistics.median(found["ours"]) / statistics.median(found["TRL"])
+            print(f"ratio of medians by {text}, ours / TRL: {ratio:.2f}")
 
 
 if __name__ == "__main__":
