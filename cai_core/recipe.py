@@ -136,6 +136,15 @@ class LaunchOptions(_Model):
         None, description="file of `accelerate config`: FSDP or DeepSpeed in place of plain data parallel"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, Mapping | LaunchOptions):
+            return value
+        if type(value) is int:
+            return {"processes": value}
+        raise ValueError(f"a number of processes, or a mapping with `processes` and `config`, not {value!r}")
+
 
 class LaunchSection(LaunchOptions):
     """How the training stages are launched; `launch: 2` is short for `launch: {processes: 2}`."""
@@ -198,8 +207,6 @@ class Recipe(_Model):
     def _shorthands(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
             value = dict(value)
-            if type(value.get("launch")) is int:
-                value["launch"] = {"processes": value["launch"]}
             if isinstance(value.get("label"), str):
                 value["label"] = {"labeler": value["label"]}
             for section, field in (("evaluate", "evaluators"), ("report", "reporters")):

@@ -40,7 +40,11 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     # What ``Recipe`` takes in short.
     properties = schema["properties"]
     properties["label"] = _or(properties["label"], {"$ref": "#/$defs/kind.labeler"})
-    properties["launch"] = _or(properties["launch"], {"type": "integer", "minimum": 1, "maximum": 1024})
+    number = {"type": "integer", "minimum": 1, "maximum": 1024}
+    properties["launch"] = _or(properties["launch"], number)
+    launch = sections["LaunchSection"]["properties"]
+    for name in ("sft", "reward", "rl"):
+        launch[name] = _or(launch[name], number)
     for name, kind in (("evaluate", "evaluator"), ("report", "reporter")):
         one = {"$ref": f"#/$defs/kind.{kind}"}
         properties[name] = _or(properties[name], one, {"type": "array", "items": one, "minItems": 1})

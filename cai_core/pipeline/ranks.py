@@ -127,7 +127,7 @@ class Ranks:
                 raise UserError(
                     f"{self.processes} processes, and there are {torch.cuda.device_count()} GPUs",
                     where="launch.processes",
-                    hint="a process has a GPU to itself: lower `processes`",
+                    hint="a process has a GPU to itself: lower `processes`, or set `device: cpu`",
                 )
 
     def _listen(self) -> threading.Thread:

@@ -173,6 +173,8 @@ FSDP = "distributed_type: FSDP\nnum_processes: 2\n"
     [
         (["launch={processes: 0}"], "", "greater than or equal to 1"),
         (["launch={proceses: 2}"], "", "processes"),
+        (["launch=two"], "", "a number of processes, or a mapping"),
+        (["launch={rl: 0}"], "", "launch.rl.processes"),
         (["launch={config: nowhere.yaml}"], "", "cannot read nowhere.yaml"),
         (["launch={processes: 3, config: c.yaml}"], FSDP, "processes is 3, and c.yaml says num_processes: 2"),
         (["launch={config: c.yaml}"], "distributed_type: FSPD\n", "'FSPD' is not supported"),
