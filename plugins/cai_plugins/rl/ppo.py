@@ -161,7 +161,6 @@ class PPO:
             state.curve.append(row)
             if step % options.save_steps == 0 or step == options.steps:
                 learner.save(folder / f"checkpoint-{step}", state)
-                keep_last(folder, KEEP)
             self.context.progress.update(step, options.steps, "batches of samples")
 
         save_merged(learner.trained, tokenizer, out)
@@ -538,6 +537,7 @@ class _Learner:
         text = json.dumps({**kept, "schedule": self.scheduler.state_dict()}, allow_nan=False)
         (folder / "state.json").write_text(text, encoding="utf-8")
         seal(folder)
+        keep_last(folder.parent, KEEP)
 
     def load(self, folder: Path | None) -> _State | None:
         """Go on where ``save`` was; None without a checkpoint."""
