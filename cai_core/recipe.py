@@ -126,6 +126,34 @@ class ReportSection(_Model):
     )
 
 
+class LaunchOptions(_Model):
+    """In how many processes to train. Never part of a digest: batches are shared out, and stay what they are."""
+
+    processes: int | None = Field(
+        None, ge=1, le=1024, description="processes on this machine, on a GPU each; null: as `config` says, else 1"
+    )
+    config: Path | None = Field(
+        None, description="file of `accelerate config`: FSDP or DeepSpeed in place of plain data parallel"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, Mapping | LaunchOptions):
+            return value
+        if type(value) is int:
+            return {"processes": value}
+        raise ValueError(f"a number of processes, or a mapping with `processes` and `config`, not {value!r}")
+
+
+class LaunchSection(LaunchOptions):
+    """How the training stages are launched; `launch: 2` is short for `launch: {processes: 2}`."""
+
+    sft: LaunchOptions | None = Field(None, description="of this stage, where it differs")
+    reward: LaunchOptions | None = Field(None, description="of this stage, where it differs")
+    rl: LaunchOptions | None = Field(None, description="of this stage, where it differs")
+
+
 class PluginsSection(_Model):
     """Which plugins may be used."""
 
@@ -171,6 +199,7 @@ class Recipe(_Model):
     options: dict[str, dict[str, dict[str, Any]]] = Field(
         default_factory=dict, description="kind -> component name -> options, used when that component is chosen"
     )
+    launch: LaunchSection | None = Field(None, description="training stages in several processes; null: in one")
     plugins: PluginsSection = PluginsSection()
 
     @model_validator(mode="before")
@@ -320,6 +349,7 @@ def _fields(path: Sequence[str | int]) -> list[str]:
         "label": LabelSection,
         "evaluate": EvaluateSection,
         "report": ReportSection,
+        "launch": LaunchSection,
         "plugins": PluginsSection,
     }
     model: type[BaseModel] = Recipe

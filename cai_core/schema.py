@@ -40,6 +40,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     # What ``Recipe`` takes in short.
     properties = schema["properties"]
     properties["label"] = _or(properties["label"], {"$ref": "#/$defs/kind.labeler"})
+    properties["launch"] = _or(properties["launch"], {"type": "integer", "minimum": 1, "maximum": 1024})
     for name, kind in (("evaluate", "evaluator"), ("report", "reporter")):
         one = {"$ref": f"#/$defs/kind.{kind}"}
         properties[name] = _or(properties[name], one, {"type": "array", "items": one, "minItems": 1})
@@ -53,6 +54,9 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
         "properties": {role: {"type": "string"} for role in ("base", *ROLES)},
         "additionalProperties": False,
     }
+    launch = sections["LaunchSection"]["properties"]
+    for name in ("sft", "reward", "rl"):
+        launch[name] = _or(launch[name], {"type": "integer", "minimum": 1, "maximum": 1024})
     definitions: dict[str, Any] = dict(sections)
     for kind in KINDS:
         definitions |= _kind(registry, kind)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, r
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
-from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.lora import lora_config, save_merged, trained
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import GroupOptions
@@ -125,7 +126,8 @@ class Grouped:
             peft_config=lora_config(options.lora, "CAUSAL_LM"),
         )
         log = run(trainer, self.context, folder, "optimizer steps")
-        save_merged(trainer.model, tokenizer, out)
+        again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
+        save_merged(trained(trainer, again), tokenizer, out)
 
         steps = curve(filled(log), NAMES)
         batches = [entry for entry in log if "reward" in entry]
