@@ -1,8 +1,9 @@
 """A recipe as a graph of named stage instances.
 
 ``prompts -> revise -> sft -> pairs -> label -> reward -> rl -> answers -> evaluate -> report``, each optional; ``rl``
-takes what its algorithm learns from. Branches share every stage that their overrides leave equal; ``iterate: N``
-repeats pairs -> label -> reward -> rl with the current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]``
+takes what its algorithm learns from. ``heldout_reward`` is a second ``reward`` on labels set apart, for ``rl`` to look
+at. Branches share every stage that their overrides leave equal; ``iterate: N`` repeats pairs -> label -> reward -> rl
+with the current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]``
 (iteration), ``rl[grpo,2]``.
 """
 
@@ -19,7 +20,7 @@ from cai_core.recipe import ComponentRef, Recipe, RecipeFile, SamplingSection
 from cai_core.store.canonical import digest, file_sha256
 from cai_core.types.principles import Constitution
 
-BRANCH_SECTIONS = ("revise", "sft", "pairs", "label", "reward", "rl")
+BRANCH_SECTIONS = ("revise", "sft", "pairs", "label", "reward", "heldout_reward", "rl")
 _TEXT_STAGES = ("revise", "label", "audit")  # the stages that read the constitution's texts
 
 
@@ -122,7 +123,7 @@ class _Builder:
                 if kind == "sft":
                     trained[stage_id] = stage_id
         for number in range(1, recipe.iterate + 1):
-            for kind in ("pairs", "label", "reward", "rl"):
+            for kind in ("pairs", "label", "reward", "heldout_reward", "rl"):
                 for branch, stage_id in self._add(kind, variants, latest, number).items():
                     if kind == "rl":
                         trained[stage_id] = stage_id
@@ -246,7 +247,9 @@ class _Builder:
                 return None
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
             models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
-            return Stage("", kind, {"label": latest["label"]}, models, uses)
+            return Stage("", kind, {"label": latest["label"]}, models, uses, _part(recipe, heldout=False))
+        if kind == "heldout_reward":
+            return self._heldout_reward(recipe, latest)
         if recipe.rl is None:
             return None
         uses = self._uses([("rl_algorithm", recipe.rl, ("rl",))], recipe)
@@ -254,8 +257,29 @@ class _Builder:
         if not all([self._needs(f"rl: {recipe.rl.name}", latest, source, path=("rl",)) for source in sources]):
             return None
         inputs = {source: latest[source] for source in sources}
+        if "heldout_reward" in latest:
+            inputs["heldout_reward"] = latest["heldout_reward"]
+            there = {(use.kind, use.role) for use in uses}
+            for use in self._uses([_heldout_model(recipe)], recipe):
+                if use.kind == "reward_model":
+                    uses = (*uses, replace(use, role="heldout"))
+                elif (use.kind, use.role) not in there:
+                    uses = (*uses, use)
         models = self._roles(recipe, uses, {"policy": self._policy(recipe, latest)})
-        return Stage("", kind, inputs, models, uses)
+        settings = _part(recipe, heldout=False) if "label" in sources else {}
+        return Stage("", kind, inputs, models, uses, settings)
+
+    def _heldout_reward(self, recipe: Recipe, latest: Mapping[str, str]) -> Stage | None:
+        """A stage of kind ``reward`` on the other part of the labels."""
+        if recipe.heldout_reward is None or not self._needs("heldout_reward", latest, "label"):
+            return None
+        if recipe.rl is None:
+            hint = "add `rl:`, or leave heldout_reward out: it takes labels away from `reward`"
+            self._problem(("heldout_reward",), "there is no RL to watch with a held-out reward model", hint)
+            return None
+        uses = self._uses([_heldout_model(recipe)], recipe)
+        models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
+        return Stage("", "reward", {"label": latest["label"]}, models, uses, _part(recipe, heldout=True))
 
     def _pairs_from(self, path: Path) -> Stage | None:
         resolved = (self.file.folder / path).resolve()
@@ -430,6 +454,19 @@ def _default(kind: str, recipe: Recipe, role: str) -> tuple[ComponentRef, tuple[
         template = recipe.revise.critique_template if recipe.revise else ComponentRef(name="cai-core/chat")
         return template, ("revise", "critique_template")
     return recipe.prompts or ComponentRef(name="cai-core/builtin"), ("prompts",)
+
+
+def _part(recipe: Recipe, *, heldout: bool) -> dict[str, Any]:
+    """Which labels a stage learns from: settings that a recipe without a held-out reward model does not have."""
+    section = recipe.heldout_reward
+    return {} if section is None else {"part": {"share": section.share, "heldout": heldout}}
+
+
+def _heldout_model(recipe: Recipe) -> tuple[str, ComponentRef, tuple[str | int, ...]]:
+    assert recipe.heldout_reward is not None
+    if recipe.heldout_reward.reward_model is not None:
+        return "reward_model", recipe.heldout_reward.reward_model, ("heldout_reward", "reward_model")
+    return ("reward_model", *_default("reward_model", recipe, ""))
 
 
 def _sampling(section: SamplingSection) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution, Principle
-from cai_core.types.reward import Preference
+from cai_core.types.records import Conversation
+from cai_core.types.reward import Preference, RewardModel
 
 PRINCIPLES = (
     Principle(
@@ -58,7 +59,7 @@ class TestProgress:
 
 class TestContext:
     """A ``StageContext``. backends: role -> backend, "" for all other roles. components: kind -> object.
-    labels: for ``preferences``."""
+    labels: for ``preferences``. heldout: for ``heldout_reward``."""
 
     __test__ = False
 
@@ -72,6 +73,7 @@ class TestContext:
         constitution: Constitution = CONSTITUTION,
         stop_at: int | None = None,
         labels: Sequence[Preference] | None = None,
+        heldout: RewardModel | None = None,
     ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self.seed = seed
@@ -82,6 +84,7 @@ class TestContext:
         self.backends = dict(backends or {})
         self.components = dict(components or {})
         self.labels = labels
+        self.heldout = heldout
 
     def backend(self, role: str) -> Backend:
         """The backend of this role."""
@@ -100,3 +103,11 @@ class TestContext:
         if self.labels is None:
             raise AssertionError('the component asked for labels; name "label" in `learns_from` of Component and here')
         return self.labels
+
+    def may_learn(self, prompt: Conversation) -> bool:
+        """From all."""
+        return True
+
+    def heldout_reward(self) -> RewardModel | None:
+        """The one given."""
+        return self.heldout
