@@ -129,6 +129,12 @@ class EvaluateSection(_Model):
     models: tuple[str, ...] = Field(
         (), description="which models: base, sft, rl, rl[branch] or a path; empty: all that the recipe has"
     )
+    best_of: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="also what the policy that RL starts from answers where the reward picks the best of n samples",
+    )
 
 
 class ReportSection(_Model):

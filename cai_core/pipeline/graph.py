@@ -320,6 +320,9 @@ class _Builder:
                 )
             )
             answers[name] = f"answers[{name}]"
+        if section.best_of is not None:
+            name = self._best_of(section.best_of, recipe, first)
+            answers[name], wanted = f"answers[{name}]", (*wanted, name)
         inputs = {f"answers:{name}": stage for name, stage in answers.items()}
         uses = self._uses(
             [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)], recipe
@@ -335,6 +338,29 @@ class _Builder:
                 )
         models = self._roles(recipe, uses, models)
         self._put(Stage("evaluate", "evaluate", inputs, models, uses, {"models": list(wanted)}))
+
+    def _best_of(self, n: int, recipe: Recipe, latest: Mapping[str, str]) -> str:
+        """Add the answers that the reward picks out of ``n`` of the policy that RL starts from; the name of that."""
+        policy = self._policy(recipe, {kind: stage for kind, stage in latest.items() if kind != "policy"})
+        name = f"best_of_{n}[{policy.stage or policy.name}]"
+        if "reward" not in latest:
+            hint = "add `reward: preference`, or leave best_of out"
+            self._problem(("evaluate", "best_of"), "the reward picks the best, and the recipe has no `reward`", hint)
+            return name
+        uses = self._uses([("reward_model", *_default("reward_model", recipe, ""))], recipe, role="policy")
+        assert recipe.evaluate is not None
+        if recipe.evaluate.sampling.temperature == 0:
+            hint = "sample at a temperature above 0, or leave best_of out"
+            self._problem(("evaluate", "best_of"), f"at temperature 0 all {n} samples are the same", hint)
+        settings = {
+            "sampling": _sampling(recipe.evaluate.sampling),
+            "long_prompts": recipe.long_prompts,
+            "best_of": n,
+        }
+        inputs = {"prompts": latest["prompts"], "reward": latest["reward"]}
+        models = self._roles(recipe, uses, {"policy": policy})
+        self._put(Stage(f"answers[{name}]", "answers", inputs, models, uses, settings))
+        return name
 
     def _uses(
         self,

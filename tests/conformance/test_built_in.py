@@ -323,6 +323,13 @@ class TestPPOSeparateCritic(RLAlgorithmConformance):
     options = {**TestPPO.options, "critic": "separate"}
 
 
+class TestOnlineDPO(RLAlgorithmConformance):
+    component_id = "cai-core/online_dpo"
+    options = {
+        "steps": 40, "prompts_per_step": 8, "max_new_tokens": 8, "lora": None, "learning_rate": 3e-3, "beta": 0.02,
+    }
+
+
 class TestBestOfN(RLAlgorithmConformance):
     component_id = "cai-core/best_of_n"
     options = {"n": 24, "max_new_tokens": 8}

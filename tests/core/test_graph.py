@@ -382,6 +382,16 @@ def test_about_the_share_is_held_back() -> None:
     assert 0.25 < sum(held_back(one, 0.3) for one in many) / len(many) < 0.35
 
 
+def test_the_reward_picks_the_best_of_several_answers(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, FULL + "iterate: 2\n", "evaluate.best_of=4")
+    stages = {stage.id: stage for stage in graph.stages}
+    stage = stages["answers[best_of_4[sft]]"]
+    assert stage.models["policy"].stage == "sft", "the policy that RL starts from"
+    assert stage.inputs == {"prompts": "prompts", "reward": "reward[2]"}
+    assert stages["evaluate"].inputs["answers:best_of_4[sft]"] == stage.id
+    assert "best_of_4[sft]" not in stages["evaluate"].models
+
+
 def test_branches_and_iteration_together(tmp_path: Path) -> None:
     text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}\niterate: 2")
     stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
@@ -401,6 +411,10 @@ def test_branches_and_iteration_together(tmp_path: Path) -> None:
         (FULL + "options: {rl_algorithm: {grpo: {stepz: 2}}}\n", 15, "steps"),
         (FULL + "iterate: 0\n", 15, "greater than or equal"),
         (FULL + "heldout_reward: {share: 1}\n", 15, "less than 1"),
+        (FULL.replace("evaluate: [refusal, preference_model]", "evaluate: {sampling: {temperature: 0}, best_of: 2}"),
+         14, "samples are the same"),
+        (FULL.replace("reward: preference\n", "").replace("evaluate: [refusal, preference_model]",
+         "evaluate: {evaluators: [refusal], best_of: 2}").replace("grpo", "dpo"), 13, "has no `reward`"),
         (FULL + "heldout_reward: {reward: rules}\n", 15, "unknown key 'reward'"),
         (FULL + "heldout_reward: preferense\n", 15, "Did you mean"),
         (FULL.replace("rl: grpo", "heldout_reward: {}"), 13, "no RL to watch"),

@@ -81,7 +81,8 @@ class _Shifted:
 def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     """Writes ``rows.parquet`` and ``metrics.json``. Units of one model run together, so that it is loaded once."""
     models = tuple(job.spec.settings["models"])
-    given = EvalInput(models, tuple(_answers(job, models)))
+    # What the reward picked is answers alone: there is no model of its own to ask for probabilities.
+    given = EvalInput(tuple(m for m in models if m in job.spec.models), tuple(_answers(job, models)))
     evaluations = [(spec, _Evaluation(job, spec, evaluator, given)) for spec, evaluator in job.all_of("evaluator")]
     total = sum(len(evaluation.units) for _, evaluation in evaluations)
     before, failed = 0, Counter[str]()

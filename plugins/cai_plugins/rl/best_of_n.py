@@ -16,17 +16,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import CAIError, UserError
+from cai_core.errors import CAIError
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message, ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import Example, TrainResult
+from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import load_tokenizer
 from cai_plugins._torch.seeding import derived
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import BestOfNOptions
+from cai_plugins.rl.prompts import fitting, left_out
 
 
 class BestOfN:
@@ -41,10 +43,10 @@ class BestOfN:
     def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
         """See ``RLAlgorithm``. The backend in the role "policy" must hold the model ``policy``."""
         options = self.options
-        prompts = prompts[: options.prompts]
-        if not prompts:
-            raise UserError("no prompt to sample answers for", where="rl", hint="give prompts of split train")
-        check_ends(load_tokenizer(policy), policy)
+        tokenizer = load_tokenizer(policy)
+        check_ends(tokenizer, policy)
+        given = prompts[: options.prompts]
+        prompts, _ = fitting(Chat(tokenizer, policy), policy, given, options.max_new_tokens)
         n = options.n
         examples: list[Example] = []
         curve: list[dict[str, float]] = []
@@ -88,7 +90,7 @@ class BestOfN:
         self.context.backend("policy").close()  # the trainer needs the memory
         tuned = self.context.component("trainer").train(policy, examples, out)
 
-        notes = [*self._notes(undecided, unanswered, len(prompts)), *tuned.notes]
+        notes = [*left_out(given, prompts), *self._notes(undecided, unanswered, len(prompts)), *tuned.notes]
         metrics = {
             **{f"sft_{name}": value for name, value in tuned.metrics.items()},
             "n": float(n),

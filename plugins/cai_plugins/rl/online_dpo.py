@@ -1,0 +1,299 @@
+"""Online direct preference optimization: two answers of the current policy, a label, an update, and again.
+
+Kept of Guo et al. 2024: each pair is sampled from the policy as it is, labelled, and learnt from once by the loss of
+Rafailov et al. 2023. Changed: the label is a probability and not a verdict, sigmoid(r(a) - r(b)) of the reward model's
+scores, which is what a preference model means by them (Bai et al. 2022a); the loss is that of ``dpo``. It is least
+where beta times the difference of log-ratios is r(a) - r(b), so that the optimum is the paper's: E[r] - beta KL.
+Left out: labels by a judge without a reward model (``reward: judge`` scores by one), several passes over a pair.
+
+Every random number comes from the stage's seed and what it is for, as in ``ppo.py``: a checkpoint between two steps is
+all that a restart needs. One process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import get_scheduler, set_seed
+
+from cai_core.errors import CAIError, UserError
+from cai_core.types.backend import GenerateRequest, Sampling
+from cai_core.types.context import StageContext
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import ModelInput
+from cai_core.types.reward import Exchange, RewardModel
+from cai_core.types.trainer import TrainResult
+from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
+from cai_plugins._torch.chat import Chat
+from cai_plugins._torch.checkpoints import keep_last, last_whole
+from cai_plugins._torch.loading import load_causal, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.losses import soft_bradley_terry
+from cai_plugins._torch.seeding import derived, seed32
+from cai_plugins._torch.training_state import load_training, save_training
+from cai_plugins.rl.checks import check_signal, finite_rewards
+from cai_plugins.rl.live import Live, Tokens, no_dropout
+from cai_plugins.rl.plugin import OnlineDPOOptions
+from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.texts import text_rates
+from cai_plugins.rl.validation import Row, Validation, set_aside, told, wanted
+
+
+class OnlineDPO:
+    """See ``RLAlgorithm``. Learning rate 0 leaves the weights as they are. A row of the curve is a batch of pairs: what
+    the policy that drew it was like, and what it learnt. Training that has gone astray (``max_kl``, ``max_empty``) ends
+    early with the last checkpoint whose policy had been seen to be in order; notes and ``metrics["stopped"]`` say so.
+    """
+
+    def __init__(self, options: OnlineDPOOptions, context: StageContext) -> None:
+        quiet()
+        self.options = options
+        self.context = context
+        self.pairs = options.prompts_per_step
+        self.micro = micro_batch(options, self.pairs, "rl", f"prompts_per_step = {self.pairs}")
+
+    def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
+        """See ``RLAlgorithm``. Raises ``UserError`` where the first batch of answers has nothing to teach."""
+        options, seed = self.options, self.context.seed
+        tokenizer = load_tokenizer(policy)
+        usable, ids = fitting(Chat(tokenizer, policy), policy, prompts, options.max_new_tokens)
+        notes = left_out(prompts, usable)
+        watched, aside = wanted(options.validation, self.context), list[tuple[Prompt, list[int]]]()
+        if watched is not None:
+            kept, aside = set_aside(list(zip(usable, ids, strict=True)), watched, seed, lambda item: item[0].id)
+            usable, ids = [prompt for prompt, _ in kept], [tokens for _, tokens in kept]
+            notes.append(f"{len(aside)} prompts are for validation and are not learnt from")
+        if len(usable) < self.pairs:
+            notes.append(f"{len(usable)} prompts for prompts_per_step {self.pairs}: batches repeat them")
+        order = layout(len(usable), options.steps * self.pairs, seed32(seed, "prompts"))
+
+        set_seed(seed32(seed, "train"))  # adapters begin with random numbers
+        model = load_causal(policy, self.context.device, all_weights=options.lora is None)
+        no_dropout(model)
+        model.train(options.gradient_checkpointing)
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
+        live = Live(trained, policy, tokenizer, self.context, options.temperature, 2 * self.micro)
+        learnt = {name: value for name, value in trained.named_parameters() if value.requires_grad}
+        optimizer = torch.optim.AdamW(
+            list(learnt.values()), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        scheduler = get_scheduler(options.schedule, optimizer, 0, options.steps)
+        folder = self.context.workdir / f"online_dpo-{_identity(policy, usable)}"
+
+        def restored(checkpoint: Path | None) -> _State:
+            if checkpoint is None:
+                return _State()
+            return _State(**load_training(checkpoint, {"policy": learnt}, optimizer, scheduler))
+
+        state = restored(last_whole(folder))
+        validation = None
+        if watched is not None:
+            limits = {"most_kl": options.max_kl or math.inf, "most_empty": options.max_empty}
+            validation = Validation(watched, self.context, live, aside, self._sampling(), reward, **limits)
+            validation.rows = state.looks
+        for step in range(state.step + 1, options.steps + 1):
+            if validation is not None and validation.exhausted:
+                break
+            if validation is not None and not state.looks:
+                validation.look(0)
+            chosen = order[(step - 1) * self.pairs : step * self.pairs]
+            row = self._backward(live, step, [(usable[i], ids[i]) for i in chosen], reward)
+            if trouble := self._trouble(row):
+                state = self._stopped(trouble, step, row, state, restored, folder, notes, validation)
+                break
+            row["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+            norm = float(torch.nn.utils.clip_grad_norm_(list(learnt.values()), options.max_grad_norm))
+            if not math.isfinite(norm):
+                raise _diverged(step, "the gradient's norm", norm)
+            row["grad_norm"] = norm
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.step = step
+            state.curve.append(row)
+            if validation is not None and validation.due(step, options.steps):
+                validation.look(step)
+            best = validation.best if validation is not None else None
+            if step % options.save_steps == 0 or step in (options.steps, best):
+                parts = {"policy": learnt}
+                save_training(folder / f"checkpoint-{step}", parts, optimizer, scheduler, state.kept())
+                keep_last(folder, KEEP, validation.spared if validation is not None else ())
+            self.context.progress.update(step, options.steps, "batches of pairs")
+
+        result: Any = trained
+        best = validation.best if validation is not None else None
+        if best:
+            restored(folder / f"checkpoint-{best}")
+        elif best == 0:
+            result = load_causal(policy, self.context.device, all_weights=options.lora is None)
+        save_merged(result, tokenizer, out)
+        return told(self._result(state, notes), validation, options.steps)
+
+    # a step ------------------------------------------------------------------------------------------------------
+
+    def _sampling(self) -> Sampling:
+        return Sampling(self.options.max_new_tokens, self.options.temperature)
+
+    def _backward(self, live: Live, step: int, prompts: Sequence[tuple[Prompt, list[int]]], reward: RewardModel) -> Row:
+        """Sample, label and add up gradients; what was seen."""
+        options = self.options
+        requests, ids = [], []
+        for place, (prompt, tokens) in enumerate(prompts):
+            for k in range(2):
+                # The place too: a prompt comes twice where one pass over them ends and the next begins.
+                seed = derived(self.context.seed, "rollout", prompt.id, step, place, k)
+                given = ModelInput(messages=prompt.messages)
+                requests.append(GenerateRequest(f"{prompt.id}/{step}/{place}/{k}", given, self._sampling(), seed))
+                ids.append(tokens)
+        answers = live.sample(requests, ids)
+        texts = [live.text(answer) for answer in answers]
+        of = [prompt for prompt, _ in prompts for _ in range(2)]
+        exchanges = [Exchange(r.id, p.messages, t) for r, p, t in zip(requests, of, texts, strict=True)]
+        scores = finite_rewards(reward, exchanges)
+        n = len(texts)
+        mean = math.fsum(scores) / n
+        row: Row = {
+            "step": float(step),
+            "reward": mean,
+            "reward_std": math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / n),
+            "length": sum(len(answer) for answer in answers) / n,
+            "missing_end": 1 - sum(live.ended(answer) for answer in answers) / n,
+            "empty": sum(not text.strip() for text in texts) / n,
+            **text_rates([(prompt.id, text) for prompt, text in zip(of, texts, strict=True)]),
+        }
+        if step == 1:
+            self._check_first(row, texts, scores)
+        labels = torch.sigmoid(torch.tensor(scores[::2], dtype=torch.float64) - torch.tensor(scores[1::2])).float()
+        row["label_gap"] = float((labels - 0.5).abs().mean())
+        row["equal"] = sum(a == b for a, b in zip(answers[::2], answers[1::2], strict=True)) / self.pairs
+        samples = list(zip(ids, answers, strict=True))
+        pairs = list(zip(samples[::2], samples[1::2], strict=True))
+        losses, ratios, right = 0.0, 0.0, 0.0
+        for rows in _by_length(pairs, self.micro):
+            some = [pairs[i][side] for side in range(2) for i in rows]
+            with torch.no_grad():
+                reference = live.logp(some, reference=True)
+            ratio = live.logp(some) - reference
+            a, b = ratio.chunk(2)
+            wanted = labels[rows].to(ratio.device)
+            loss = soft_bradley_terry(options.beta * (a - b), wanted).sum() / self.pairs
+            if not torch.isfinite(loss):
+                raise _diverged(step, "the loss", float(loss.detach()))
+            loss.backward()
+            losses += float(loss.detach())
+            ratios += float(ratio.detach().double().sum()) / n
+            agrees = torch.sign(a - b) * torch.sign(wanted - 0.5)
+            right += float((agrees.detach() / 2 + 0.5).sum()) / self.pairs
+        # The policy has not moved since it drew these, so the mean log-ratio is an estimate of its KL.
+        return {**row, "kl": ratios, "loss": losses, "accuracy": right}
+
+    # what may go wrong -------------------------------------------------------------------------------------------
+
+    def _check_first(self, row: Row, texts: Sequence[str], scores: Sequence[float]) -> None:
+        if row["empty"] >= self.options.max_empty:
+            raise UserError(
+                f"{row['empty']:.0%} of the policy's first {len(texts)} answers are empty",
+                where="rl.max_empty",
+                hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
+            )
+        check_signal(texts, scores)
+
+    def _trouble(self, row: Row) -> str:
+        limit = self.options.max_kl
+        if limit is not None and row["kl"] > limit:
+            return f"the KL to the reference is {row['kl']:.1f} nats per answer, above max_kl {limit:g}"
+        if row["empty"] >= self.options.max_empty:
+            return f"{row['empty']:.0%} of the answers are empty, max_empty is {self.options.max_empty:g}"
+        return ""
+
+    def _stopped(
+        self,
+        trouble: str,
+        step: int,
+        row: Row,
+        state: _State,
+        restored: Any,
+        folder: Path,
+        notes: list[str],
+        validation: Validation | None,
+    ) -> _State:
+        """The state at the last good checkpoint, whose weights are back. The policy after step k is first seen at step
+        k + 1. A validation that chooses has seen a policy in order, which is the result then."""
+        text = f"stopped at step {step} of {self.options.steps}: {trouble}"
+        curve = [*state.curve, row]
+        if validation is None or validation.best is None:
+            good = last_whole(folder, at_most=step - 2)
+            if good is None:
+                raise CAIError(
+                    f"training {text}; no earlier checkpoint is known to be good",
+                    where="rl",
+                    hint="lower learning_rate, raise beta, or lower save_steps to keep earlier checkpoints",
+                )
+            state = restored(good)
+            text += f". The result is the policy after step {state.step}; a lower learning_rate would go further"
+        notes.append(text)
+        state.curve, state.stopped = curve, step
+        return state
+
+    def _result(self, state: _State, notes: list[str]) -> TrainResult:
+        curve = state.curve
+        rewards = [row["reward"] for row in curve]
+        half = max(1, len(rewards) // 2)
+        if equal := sum(row["label_gap"] == 0 for row in curve):
+            notes.append(f"in {equal} of {len(curve)} batches all labels were 0.5: nothing to learn from there")
+        metrics = {
+            "steps": float(state.step),
+            "samples": float(len(curve) * 2 * self.pairs),
+            "reward_first": rewards[0],
+            "reward_last": rewards[-1],
+            "reward_first_half": sum(rewards[:half]) / half,
+            "reward_second_half": sum(rewards[-half:]) / half,
+            "kl_last": curve[-1]["kl"],
+        }
+        if state.stopped:
+            metrics["stopped"] = float(state.stopped)
+        return TrainResult(metrics=metrics, curve=curve, notes=notes)
+
+
+@dataclass
+class _State:
+    """What a checkpoint keeps besides tensors. looks: see ``Validation``. stopped: at which step trouble came, or 0."""
+
+    step: int = 0
+    curve: list[Row] = field(default_factory=list)
+    looks: list[Row] = field(default_factory=list)
+    stopped: int = 0
+
+    def kept(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def _by_length(pairs: Sequence[tuple[Tokens, Tokens]], size: int) -> Iterator[list[int]]:
+    """Places of pairs in lists of ``size``, those of like length together."""
+    order = sorted(range(len(pairs)), key=lambda i: (max(len(p) + len(a) for p, a in pairs[i]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _diverged(step: int, what: str, value: float) -> CAIError:
+    return CAIError(
+        f"training stopped at step {step}: {what} is {value}",
+        where="rl",
+        hint="lower learning_rate; nothing of this step was saved, and the last good checkpoint is kept",
+    )
+
+
+def _identity(policy: Path, prompts: Sequence[Prompt]) -> str:
+    """So that a second training in one stage does not take up the first one's checkpoints."""
+    content = repr((str(policy), [(p.id, [(m.role, m.content) for m in p.messages]) for p in prompts]))
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
