@@ -16,7 +16,7 @@ from cai_core.pipeline.tables import ANSWERS, messages_record, read_prompts
 from cai_core.store.ledger import Row
 from cai_core.store.tables import write_table
 from cai_core.types.prompts import Prompt
-from cai_core.types.reward import Exchange
+from cai_core.types.reward import Exchange, RewardModel
 
 
 def run_answers(job: Job, folder: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class _Best:
     """Picks the sample with the highest reward: best-of-n at inference time."""
 
     def __init__(self, job: Job) -> None:
-        self.reward = job.component("reward_model")
+        self.reward: RewardModel = job.component("reward_model")
         self.means: list[float] = []
         self.highest: list[float] = []
 
