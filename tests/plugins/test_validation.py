@@ -179,10 +179,17 @@ def test_patience_ends_training(kind: str, model: Path, tmp_path: Path) -> None:
 def test_over_optimisation_is_called_by_its_name(model: Path, tmp_path: Path) -> None:
     rising = Script(lambda call, text: call + 0.001 * share(text))
     result = train("ppo", tmp_path, model, heldout=turning(2), reward=rising)
-    assert "over-optimisation" in result.notes[0]
+    assert result.notes[0].endswith("over-optimisation")
+    assert "chance" not in result.notes[0]
     again = Script(lambda call, text: call + 0.001 * share(text))
     result = train("ppo", tmp_path / "b", model, heldout=turning(99), reward=again)
     assert "over-optimisation" not in result.notes[0]
+    noisy = Script(lambda call, text: -abs(call - 2) + 100 * (sum(map(ord, text)) % 2))
+    again = Script(lambda call, text: call + 0.001 * share(text))
+    many = {**EVERY, "samples": 8}
+    result = train("ppo", tmp_path / "c", model, heldout=noisy, reward=again, learning_rate=1e-9, validation=many)
+    assert result.notes[0].endswith("over-optimisation, or chance")
+    assert "at the start, which may be chance" in result.notes[0]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rloo", "dpo"))])

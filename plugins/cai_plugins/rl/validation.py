@@ -176,19 +176,27 @@ class Validation:
                 f"{len(self.rows)} looks"
             )
         else:
+            unsure = "" if self._beyond_chance(start, chosen) else ", which may be chance"
             text = (
                 f"the result is the policy after step {best} of {last}: it has the highest held-out reward of "
-                f"{len(self.rows)} looks, {at} against {start['heldout_reward']:.3f} at the start, at a KL of "
+                f"{len(self.rows)} looks, {at} against {start['heldout_reward']:.3f} at the start{unsure}, at a KL of "
                 f"{chosen['kl']:.2f} nats"
             )
         if self.exhausted and end["step"] < last:
             text += f"; training stopped at step {end['step']:.0f}, as {self.options.patience} looks saw no better one"
         if "reward" in end and end["reward"] > chosen["reward"] and end["heldout_reward"] < chosen["heldout_reward"]:
+            verdict = "over-optimisation" if self._beyond_chance(end, chosen) else "over-optimisation, or chance"
             text += (
                 f". From there to step {end['step']:.0f} the reward rose from {chosen['reward']:.3f} to "
-                f"{end['reward']:.3f} while the held-out reward fell to {end['heldout_reward']:.3f}: over-optimisation"
+                f"{end['reward']:.3f} while the held-out reward fell to {end['heldout_reward']:.3f}: {verdict}"
             )
         return text
+
+    def _beyond_chance(self, lower: Row, higher: Row) -> bool:
+        """Whether two looks' held-out rewards are two standard errors apart, as if their answers were independent."""
+        variances = [row["heldout_reward_std"] ** 2 for row in (lower, higher)]
+        error = math.sqrt(sum(variances) / len(self.prompts))
+        return higher["heldout_reward"] - lower["heldout_reward"] > 2 * error
 
 
 def told(result: TrainResult, validation: Validation | None, last: int) -> TrainResult:
