@@ -145,6 +145,25 @@ class ReportSection(_Model):
     )
 
 
+class LaunchOptions(_Model):
+    """In how many processes to train. Never part of a digest: batches are shared out, and stay what they are."""
+
+    processes: int | None = Field(
+        None, ge=1, le=1024, description="processes on this machine, on a GPU each; null: as `config` says, else 1"
+    )
+    config: Path | None = Field(
+        None, description="file of `accelerate config`: FSDP or DeepSpeed in place of plain data parallel"
+    )
+
+
+class LaunchSection(LaunchOptions):
+    """How the training stages are launched; `launch: 2` is short for `launch: {processes: 2}`."""
+
+    sft: LaunchOptions | None = Field(None, description="of this stage, where it differs")
+    reward: LaunchOptions | None = Field(None, description="of this stage, where it differs")
+    rl: LaunchOptions | None = Field(None, description="of this stage, where it differs")
+
+
 class PluginsSection(_Model):
     """Which plugins may be used."""
 
@@ -193,6 +212,7 @@ class Recipe(_Model):
     options: dict[str, dict[str, dict[str, Any]]] = Field(
         default_factory=dict, description="kind -> component name -> options, used when that component is chosen"
     )
+    launch: LaunchSection | None = Field(None, description="training stages in several processes; null: in one")
     plugins: PluginsSection = PluginsSection()
 
     @model_validator(mode="before")
@@ -200,6 +220,8 @@ class Recipe(_Model):
     def _shorthands(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
             value = dict(value)
+            if type(value.get("launch")) is int:
+                value["launch"] = {"processes": value["launch"]}
             if isinstance(value.get("label"), str):
                 value["label"] = {"labeler": value["label"]}
             if isinstance(value.get("heldout_reward"), str):
@@ -346,6 +368,7 @@ def _fields(path: Sequence[str | int]) -> list[str]:
         "heldout_reward": HeldoutRewardSection,
         "evaluate": EvaluateSection,
         "report": ReportSection,
+        "launch": LaunchSection,
         "plugins": PluginsSection,
     }
     model: type[BaseModel] = Recipe

@@ -18,7 +18,8 @@ from cai_core.store.canonical import content_sha256
 class ComponentUse:
     """A component as a stage uses it. ``options``: all of them, JSON; ``identity_options``: those that a digest
     covers, with the content of files in place of their paths. ``role``: of the model that a backend holds, where that
-    is not the stage's own. ``learns_from``: of an RL algorithm."""
+    is not the stage's own. ``learns_from``: of an RL algorithm. ``distributed``: whether it trains in
+    several processes."""
 
     kind: str
     id: str
@@ -30,6 +31,7 @@ class ComponentUse:
     roles: tuple[str, ...] = ()
     role: str = ""
     learns_from: tuple[str, ...] = ()
+    distributed: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What the digest of a stage covers of it."""
@@ -111,6 +113,7 @@ class Resolver:
             needs,
             _roles(offer, options),
             learns_from=learns_from,
+            distributed=component.distributed,
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:

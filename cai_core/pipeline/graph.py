@@ -16,6 +16,7 @@ from typing import Any
 
 from cai_core.errors import UserError, UserErrors
 from cai_core.pipeline.components import ComponentUse, Resolver
+from cai_core.pipeline.launch import launch_of
 from cai_core.recipe import ComponentRef, Recipe, RecipeFile, SamplingSection
 from cai_core.store.canonical import digest, file_sha256
 from cai_core.types.principles import Constitution
@@ -34,8 +35,8 @@ class ModelUse:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id`` and ``places``:
-    paths that its worker reads, whose content is in ``settings``."""
+    """One node. ``inputs`` and stage models name other nodes; the digest covers everything but ``id``, ``launch``
+    (see ``launch_of``) and ``places``: paths that its worker reads, whose content is in ``settings``."""
 
     id: str
     kind: str
@@ -44,6 +45,7 @@ class Stage:
     components: tuple[ComponentUse, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+    launch: Mapping[str, Any] | None = None
 
     def parents(self) -> tuple[str, ...]:
         """Ids of the stages it needs, each once."""
@@ -177,7 +179,7 @@ class _Builder:
             repeated = number > 0 and self.file.recipe.iterate > 1
             tags = [tag for tag in ("" if shared else branch, str(number) if repeated else "") if tag]
             stage_id = f"{kind}[{','.join(tags)}]" if tags else kind
-            self._put(replace(stage, id=stage_id))
+            self._put(replace(stage, id=stage_id, launch=launch_of(kind, self.file, stage.components, self.problems)))
             latest[branch][kind] = stage_id
             ids[branch] = stage_id
         return ids

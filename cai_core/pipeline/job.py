@@ -45,6 +45,7 @@ class JobSpec:
     constitution: Mapping[str, Any]
     disabled_plugins: tuple[str, ...] = ()
     recipe: Mapping[str, Any] | None = None  # the report stage only
+    launch: Mapping[str, Any] | None = None  # processes and accelerate's configuration, where not one process
     attempt: int = 0  # units that failed as infra in an earlier one are asked for again
 
     def write(self, path: Path) -> None:
@@ -62,6 +63,11 @@ class JobSpec:
         data["components"] = tuple(data["components"])
         data["disabled_plugins"] = tuple(data["disabled_plugins"])
         return cls(**data)
+
+
+def workdir(spec: JobSpec) -> Path:
+    """The stage's folder for checkpoints."""
+    return Path(spec.store) / "work" / f"{spec.kind}-{spec.digest[:20]}"
 
 
 class EventProgress:
@@ -90,7 +96,8 @@ class Job:
         self.seed = derive_seed(spec.seed, spec.kind, spec.digest)
         self.store = Path(spec.store)
         self.artifacts = Artifacts(self.store / "artifacts")
-        self.workdir = self.store / "work" / f"{spec.kind}-{spec.digest[:20]}"
+        self.workdir = workdir(spec)
+        self.first = True  # of several processes the one that leaves the artifact
         self.progress = EventProgress(emit)
         self.constitution = constitution_from(spec.constitution)
         self._backends: dict[str, Backend] = {}

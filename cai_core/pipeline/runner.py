@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from cai_core.pipeline.job import JobSpec
 from cai_core.pipeline.labels import audit_accuracy, audit_flag, by_people
 from cai_core.pipeline.models import fetch
 from cai_core.pipeline.plan import Plan, PlannedStage
+from cai_core.pipeline.ranks import LAUNCHED
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import write_json
 from cai_core.store.lock import store_lock
@@ -31,6 +33,9 @@ from cai_core.store.lock import store_lock
 SCHEMA_VERSION = 1
 GRACE_S = 5.0  # a stopped worker has this long to leave; our choice: what a person at a terminal puts up with
 _PACKAGES = ("cai-core", "torch", "transformers", "trl", "datasets", "evaluate", "pydantic", "pluggy", "peft")
+
+
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHED)
 
 
 class Observer(Protocol):
@@ -147,7 +152,8 @@ class _Run:
             status = "reused"
             self.observer.stage_ended(stage.id, status, artifact.info)
         entry.update(status="partial" if artifact.info.get("failed") else "ok", reused=status == "reused")
-        entry["info"] = {k: artifact.info[k] for k in ("seconds", "peak_mb", "ok", "failed") if k in artifact.info}
+        told = ("seconds", "peak_mb", "ok", "failed", "launch")
+        entry["info"] = {k: artifact.info[k] for k in told if k in artifact.info}
         entry.pop("error", None)
         if stage.kind == "report":
             self._publish(artifact)
@@ -215,6 +221,7 @@ class _Run:
             constitution=asdict(self.plan.constitution),
             disabled_plugins=self.plan.file.recipe.plugins.disable,
             recipe=self._recipe_facts() if stage.kind == "report" else None,
+            launch=stage.launch,
             attempt=self.plan.attempt,
         )
 
@@ -335,8 +342,10 @@ def _worker_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+    # What another program's launcher left in the environment would be read as this stage's.
+    given = {k: v for k, v in os.environ.items() if k not in _LAUNCHER and not k.startswith(("ACCELERATE_", "FSDP_"))}
     # Threads that wait for each other by spinning are 20 times as slow as soon as another program uses one core.
-    return {"OMP_WAIT_POLICY": "passive", **os.environ, **settings}
+    return {"OMP_WAIT_POLICY": "passive", **given, **settings}
 
 
 def _listen(
@@ -363,6 +372,10 @@ def _stop(process: subprocess.Popen[str]) -> None:
             time.sleep(0.05)
     except KeyboardInterrupt:
         pass
+    if process.poll() is None and process.stdin:
+        process.stdin.close()  # a worker that launched others ends them first
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(1)
     if process.poll() is None:
         process.kill()
     process.wait()

@@ -1,8 +1,9 @@
 """The worker process: runs one stage from a serialised job and leaves an artifact.
 
-Started as ``python -m cai_core.worker JOB``. It speaks JSON lines on the standard output it was given; everything that
-libraries print goes to standard error, which the run keeps as the stage's log. Memory is freed when it ends, a crash
-stays in it, and it ends when its parent does: its standard input is a pipe that then closes.
+Started as ``python -m cai_core.worker JOB``, or several times over by ``accelerate launch`` (``ranks.py``). It speaks
+JSON lines on the standard output it was given; everything that libraries print goes to standard error, which the run
+keeps as the stage's log. Memory is freed when it ends, a crash stays in it, and it ends when its parent does: its
+standard input is a pipe that then closes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, PluginError, UserErrors
-from cai_core.pipeline.job import Job, JobSpec
+from cai_core.pipeline.job import Job, JobSpec, workdir
+from cai_core.pipeline.ranks import Ranks, join_ranks, rank
 from cai_core.plugins import load_plugins
 from cai_core.registry import Registry
 
@@ -34,36 +37,47 @@ def main(arguments: list[str]) -> int:
     """Run the job file named by the only argument. Returns the exit code."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    _die_with_parent()
+    at_the_end: list[Callable[[], None]] = []
+    _die_with_parent(at_the_end)
     signal.signal(signal.SIGINT, _cancel)
     signal.signal(signal.SIGTERM, _cancel)
 
-    def emit(event: dict[str, Any]) -> None:
+    def write(event: dict[str, Any]) -> None:
         events.write(json.dumps(event, allow_nan=False) + "\n")
 
     spec: JobSpec | None = None
+    path, number = Path(arguments[0]), rank()
+    emit = write if number is None else join_ranks(path, write, number)
     try:
-        spec = JobSpec.read(Path(arguments[0]))
-        run_job(spec, emit)
+        spec = JobSpec.read(path)
+        if spec.launch is None or number is not None:
+            run_job(spec, emit, number or 0)
+            _disconnect()
+            return 0
+        ranks = Ranks(path, spec, emit)
+        at_the_end.append(ranks.end)
+        code = ranks.run(pick_device(spec.device))
+        if code == 0:
+            shutil.rmtree(workdir(spec), ignore_errors=True)
+        return code
     except CAIError as error:
         if isinstance(error, PluginError) and not error.where:
             error.where = _stage(spec)
-        problems = error.problems if isinstance(error, UserErrors) else [error]
-        emit({"event": "error", "code": error.exit_code, "problems": [_described(item) for item in problems]})
+        emit(_failure(error, typed=True))
         traceback.print_exc()
         return error.exit_code
     except KeyboardInterrupt:
-        emit({"event": "error", "code": Cancelled.exit_code, "problems": [_described(Cancelled("stopped"))]})
+        emit(_failure(Cancelled("stopped"), typed=True))
         return Cancelled.exit_code
     except BaseException as error:
-        emit({"event": "error", "code": 1, "problems": [_described(_translated(error, spec))]})
+        emit(_failure(_translated(error, spec), typed=False))
         traceback.print_exc()
         return 1
-    return 0
 
 
-def run_job(spec: JobSpec, emit: Any) -> None:
-    """Run the stage function and commit its artifact."""
+def run_job(spec: JobSpec, emit: Any, number: int = 0) -> None:
+    """Run the stage function and commit its artifact. ``number``: which of the stage's processes this is; all but the
+    first leave nothing."""
     from cai_core.pipeline.stages import STAGES
 
     start = time.monotonic()
@@ -71,15 +85,26 @@ def run_job(spec: JobSpec, emit: Any) -> None:
     warned = _Warned({"cai_core", *(offer.origin.partition(".")[0] for offer in plugins.offers)})
     # The second one writes what without any handler would have gone to the stage's log.
     logging.basicConfig(level=logging.WARNING, handlers=[warned, logging.StreamHandler()])
-    job = Job(spec, Registry(plugins), emit, pick_device(spec.device))
-    folder = job.artifacts.begin(spec.kind, spec.digest)
+    device = pick_device(spec.device)
+    if spec.launch is not None and device == "cuda":
+        _own_gpu()
+    job = Job(spec, Registry(plugins), emit, device)
+    job.first = number == 0
+    folder = job.artifacts.begin(spec.kind, spec.digest) if job.first else job.workdir / f"rank-{number}"
     try:
-        job.check_inputs()
+        if job.first:
+            job.check_inputs()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
         job.workdir.mkdir(parents=True, exist_ok=True)
         info = STAGES[spec.kind](job, folder)
+        if not job.first:
+            return
         info["notes"] = [*info.get("notes", ()), *warned.texts]
         info["constitution"] = {key: spec.constitution[key] for key in ("id", "version", "digest")}
         info["seconds"] = round(time.monotonic() - start, 1)
+        if spec.launch is not None:
+            info["launch"] = {**spec.launch, "ran_as": _ran_as()}
         info["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
         job.artifacts.commit(folder, spec.kind, spec.digest, spec.identity, info)
     except BaseException as error:
@@ -91,7 +116,10 @@ def run_job(spec: JobSpec, emit: Any) -> None:
         raise
     finally:
         job.close()
-    shutil.rmtree(job.workdir, ignore_errors=True)
+        if not job.first:
+            shutil.rmtree(folder, ignore_errors=True)
+    if spec.launch is None:  # else other processes may still use it
+        shutil.rmtree(job.workdir, ignore_errors=True)
     emit({"event": "done", "info": info})
 
 
@@ -121,10 +149,33 @@ def pick_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _die_with_parent() -> None:
+def _own_gpu() -> None:
+    """Of several processes each has its own GPU: what says "cuda" from here on means that one."""
+    import torch
+
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def _disconnect() -> None:
+    """When all processes are done: one that leaves early breaks the others' connections."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _ran_as() -> str:
+    """What accelerate really made of the launch, e.g. MULTI_CPU or FSDP; "NO" where no component asked it."""
+    state = sys.modules.get("accelerate.state")
+    return str(state.AcceleratorState._shared_state.get("distributed_type", "NO")).rpartition(".")[2] if state else "NO"
+
+
+def _die_with_parent(before: list[Callable[[], None]]) -> None:
     def watch() -> None:
         while os.read(0, 1024):
             pass
+        for action in before:
+            action()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -169,6 +220,13 @@ def _plugin_of(error: BaseException, spec: JobSpec) -> str:
             if module == offer.origin or module.startswith(f"{package}."):
                 return f"{offer.kind} {offer.id} ({offer.distribution} {offer.version}, plugin {offer.plugin_id})"
     return ""
+
+
+def _failure(error: CAIError, *, typed: bool) -> dict[str, Any]:
+    """The event of an error. typed: it was raised on purpose, so that it says what is wrong."""
+    problems = error.problems if isinstance(error, UserErrors) else [error]
+    described = [_described(item) for item in problems]
+    return {"event": "error", "code": error.exit_code, "typed": typed, "problems": described}
 
 
 def _described(error: CAIError) -> dict[str, Any]:

@@ -37,6 +37,10 @@ class Component(Generic[P_co]):
         model) and "label" (the labelled pairs, ``context.preferences()``). A recipe must have these, and a result
         depends on no other. One that does not name "prompts" or "reward" is given no prompts, or a reward model that
         refuses to score.
+    distributed: of a trainer, reward model or RL algorithm, whether it trains in several processes that ``accelerate
+        launch`` starts (``launch.processes``). Each process calls it with the same arguments, except that ``out`` is a
+        folder to throw away in all but the first; the result must be that of one process, up to rounding. Without it
+        the stage has one process, whatever the recipe says of all stages.
     """
 
     name: str
@@ -48,3 +52,4 @@ class Component(Generic[P_co]):
     roles: tuple[str, ...] = ()
     roles_of: Callable[[Any], Collection[str]] | None = None
     learns_from: tuple[str, ...] = ("prompts", "reward")
+    distributed: bool = False

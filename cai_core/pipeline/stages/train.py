@@ -71,6 +71,8 @@ def _labels(job: Job) -> tuple[list[Preference], int]:
 
 def _finish(job: Job, folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Check what a training component left, and write down beside the weights what they were trained with."""
+    if not job.first:
+        return {}
     if not isinstance(result, TrainResult):
         raise PluginError(f"the training component returned {type(result).__name__}, not TrainResult")
     if not (folder / "model").is_dir() or not any((folder / "model").iterdir()):

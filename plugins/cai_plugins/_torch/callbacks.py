@@ -16,6 +16,7 @@ from cai_core.errors import CAIError, UserError
 from cai_core.types.context import Progress, StageContext
 from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
 from cai_plugins._torch.options import TrainingOptions
+from cai_plugins._torch.ranks import check_sharded, connect, share, wait, world
 from cai_plugins._torch.seeding import seed32
 
 KEEP = 2
@@ -33,9 +34,13 @@ class Keeper(Protocol):
 
 class StageCallback(TrainerCallback):
     """Reports progress, stops on a loss or gradient that is not finite before anything is saved, and seals
-    checkpoints, of which the last ``KEEP`` stay and those of the steps ``keeper.spared``."""
+    checkpoints, of which the last ``KEEP`` stay and those of the steps ``keeper.spared``. Of several processes the
+    first one alone writes."""
 
-    def __init__(self, progress: Progress, folder: Path, note: str, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self, progress: Progress, folder: Path, note: str, accelerator: Any, keeper: Keeper | None = None
+    ) -> None:
+        self.accelerator = accelerator
         self.progress = progress
         self.folder = folder
         self.note = note
@@ -44,6 +49,10 @@ class StageCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Progress after each optimizer step."""
         self.progress.update(state.global_step, state.max_steps, self.note)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Stop where the launch is not what was asked for."""
+        check_sharded(self.accelerator, model)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kw: Any) -> None:
         """Runs before a checkpoint of the same step is written."""
@@ -56,7 +65,10 @@ class StageCallback(TrainerCallback):
                 )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint that Trainer has written."""
+        """Seal the checkpoint that Trainer has written, when every process has written its part."""
+        wait()
+        if not state.is_world_process_zero:
+            return
         seal(self.folder / f"checkpoint-{state.global_step}")
         keep_last(self.folder, KEEP, self.keeper.spared if self.keeper else ())
 
@@ -72,7 +84,11 @@ class Unobserved:
 
 
 def micro_batch(options: TrainingOptions, batch: int, where: str, of: str) -> int:
-    """Items in memory at a time. Raises ``UserError`` unless it divides ``batch``, which ``of`` names."""
+    """Items in memory of a process at a time. Raises ``UserError`` unless it divides a process's part of ``batch``,
+    which ``of`` names, and the number of processes divides that."""
+    if world() > 1:
+        batch = share(batch, where, of)
+        of = f"a process's part of it, {batch}, where {of} is shared by {world()} processes"
     micro = options.micro_batch or batch
     if batch % micro:
         raise UserError(
@@ -88,8 +104,10 @@ def arguments(
 ) -> dict[str, Any]:
     """The part of ``TrainingArguments`` that all trainings share; on a GPU they compute in bfloat16.
 
-    rate: learning rate. batch: items per optimizer step, ``micro`` at a time. save: steps between checkpoints.
+    rate: learning rate. batch: items per optimizer step of all processes, ``micro`` at a time in each. save: steps
+    between checkpoints.
     """
+    connect(context.device)
     gpu = context.device != "cpu"
     return {
         "learning_rate": rate,
@@ -97,7 +115,7 @@ def arguments(
         "weight_decay": options.weight_decay,
         "max_grad_norm": options.max_grad_norm,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": batch // micro,
+        "gradient_accumulation_steps": batch // (micro * world()),
         "gradient_checkpointing": options.gradient_checkpointing,
         "output_dir": str(folder),
         "seed": seed32(context.seed, "train"),
@@ -113,6 +131,7 @@ def arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,  # every weight that is trained is used in every pass
     }
 
 
@@ -122,7 +141,7 @@ def run(
     """Train, from the last whole checkpoint in ``folder`` if there is one; return the log, one entry per step, of
     all steps, those before a restart included. keeper: see ``StageCallback``."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StageCallback(context.progress, folder, note, keeper))
+    trainer.add_callback(StageCallback(context.progress, folder, note, trainer.accelerator, keeper))
     start = last_whole(folder)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from cai_core.errors import CAIError
 from cai_plugins._torch.options import LoraOptions
+from cai_plugins._torch.ranks import is_sharded, rank
 
 
 def lora_config(
@@ -33,12 +34,31 @@ def lora_config(
     )
 
 
+def trained(trainer: Any, again: Callable[[], Any]) -> Any:
+    """A ``Trainer``'s model with all its weights. Where each process holds a part of them, the first gets a new model
+    from ``again``, without adapters, with the weights of all; the others get what they have."""
+    if not is_sharded(trainer.model_wrapped):
+        return trainer.model
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if rank():
+        return trainer.model
+    model = again()
+    given = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if isinstance(given, PeftModel):
+        model = get_peft_model(model, given.peft_config["default"])
+    model.load_state_dict(weights)
+    return model
+
+
 def save_merged(model: Any, tokenizer: Any, out: Path) -> Any:
     """Write a complete folder (safetensors, tokenizer, chat template) in the weights' own dtype; return the plain
     model, in evaluation mode. With adapters at zero the weights are those that were loaded, bit for bit.
 
-    Raises ``CAIError`` and writes nothing when a weight is not finite.
+    Of several processes the first one writes, and the others get back what they gave. Raises ``CAIError`` and writes
+    nothing when a weight is not finite.
     """
+    if rank():
+        return model
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     model.eval()

@@ -257,6 +257,7 @@ def cai_register_reward_models() -> Iterable[Component[RewardModel]]:
         make_preference,
         "preference model on soft labels and helpfulness comparisons",
         revision=2,
+        distributed=True,
     )
     yield Component(
         "rules",

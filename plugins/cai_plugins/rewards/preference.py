@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from cai_core.types.records import Conversation, Message
 from cai_core.types.reward import Exchange, Preference
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
-from cai_plugins._torch.chat import Chat, drop_early_turns
+from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.checkpoints import sync
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
-from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.lora import lora_config, save_merged, trained
 from cai_plugins._torch.preferences import check_preferences
+from cai_plugins._torch.ranks import Shared, connect, everywhere, rank, sum_up, wait, world
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rewards.losses import preference_loss
 from cai_plugins.rewards.measure import flat, measure
@@ -126,9 +127,11 @@ class PreferenceModel:
             centering=options.centering,
         )
         log = run(trainer, self.context, folder, "optimizer steps")
-        self._model = save_merged(classifier if options.layers == 0 else trainer.model, tokenizer, out)
-        settings = {"max_length": self._limit, "form": "chat"}
-        (out / "preference.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        whole = classifier if options.layers == 0 else trained(trainer, lambda: load_classifier(model, "cpu")[0])
+        self._model = save_merged(whole, tokenizer, out)
+        if rank() == 0:
+            settings = {"max_length": self._limit, "form": "chat"}
+            (out / "preference.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
         steps = curve(log, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
         tail = steps[len(steps) // 2 :]
@@ -150,7 +153,7 @@ class PreferenceModel:
         if seen:
             metrics["accuracy_second_half"] = sum(seen) / len(seen)
         extra: dict[str, Any] = {"sources": _sources(mixture), "heldout": None}
-        if heldout:
+        if heldout and rank() == 0:
             extra["heldout"] = measure(heldout, self._margins(heldout))
             metrics |= flat(extra["heldout"])
         notes = _notes(counts, len(everything), 2 * len(rows), self._limit)
@@ -161,21 +164,30 @@ class PreferenceModel:
     def _read_once(self, classifier: Any, rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
         """The rows with the final hidden state at the end of each answer in place of its tokens. Where the score head
         alone learns, the states stay as they are through all passes. They are kept in ``path`` for a restart."""
-        if not path.is_file():
+        connect(self.context.device)
+        there = path.is_file()
+        wait()  # none looks for it when another has written it
+        if not there:
             texts = [row[side] for row in rows for side in ("a", "b")]
-            found: dict[int, Tensor] = {}
+            found = torch.zeros(len(texts), classifier.config.get_text_config().hidden_size)
+            done = 0
             classifier.eval()
-            for chosen, ids, mask in self._batches(texts, classifier):
+            for number, (chosen, ids, mask) in enumerate(self._batches(texts, classifier)):
+                done += len(chosen)
+                if number % world() != rank():
+                    continue
                 with torch.inference_mode():
                     states = classifier.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-                    ends = states[torch.arange(len(chosen)), mask.sum(1) - 1].float().cpu()
-                found.update(zip(chosen, ends, strict=True))
-                self.context.progress.update(len(found), len(texts), "answers read once")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            save_file({"states": torch.stack([found[i] for i in range(len(texts))])}, temporary)
-            sync(temporary)
-            temporary.replace(path)
+                    found[chosen] = states[torch.arange(len(chosen)), mask.sum(1) - 1].float().cpu()
+                self.context.progress.update(done, len(texts), "answers read once")
+            found = sum_up(found)  # each row is another process's zero
+            if rank() == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(".tmp")
+                save_file({"states": found}, temporary)
+                sync(temporary)
+                temporary.replace(path)
+            wait()
         states = load_file(path)["states"]
         return [{**row, "a": a, "b": b} for row, a, b in zip(rows, states[::2], states[1::2], strict=True)]
 
@@ -242,7 +254,7 @@ class PreferenceModel:
         return ids if fits else ids[-self._limit :]
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(Shared, Trainer):
     """Adds up the weighted loss over the rows of the whole batch, so that micro-batches do not change it."""
 
     loss_is_scaled_for_ga = True
@@ -253,6 +265,10 @@ class PreferenceTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # has Trainer count the rows: the entries of ``labels``
         self._seen: list[Tensor] = []
 
+    def blank(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Shared``."""
+        return {**row, "p": float(IGNORED), "weight": 0.0}
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -261,14 +277,14 @@ class PreferenceTrainer(Trainer):
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         scores = output.logits[:, 0]
         score_a, score_b = scores.to(torch.promote_types(scores.dtype, torch.float32)).chunk(2)
-        loss = preference_loss(score_a, score_b, p, weight, self.centering).sum() / num_items_in_batch
+        loss = preference_loss(score_a, score_b, p, weight, self.centering).sum() / num_items_in_batch * world()
         self._seen.append(torch.stack([(score_a - score_b).detach(), p]).cpu())
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the model thought of the step's rows before it learnt from them."""
         if self._seen:
-            margin, p = torch.cat(self._seen, dim=1)
+            margin, p = everywhere(torch.cat(self._seen, dim=1))
             self._seen = []
             decided = p != 0.5
             logs["margin"] = (margin * torch.where(p < 0.5, -1.0, 1.0)).mean().item()

@@ -25,7 +25,9 @@ from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import Example, TrainResult
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import load_tokenizer
+from cai_plugins._torch.ranks import connect, gather, rank
 from cai_plugins._torch.seeding import derived
+from cai_plugins.rl.by_n import Scored, by_n
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import BestOfNOptions
 from cai_plugins.rl.prompts import fitting, left_out
@@ -34,7 +36,8 @@ from cai_plugins.rl.prompts import fitting, left_out
 class BestOfN:
     """See ``RLAlgorithm``. A sample depends on the stage's seed, its prompt and its number alone; samples survive a
     crash and are not drawn again. The curve has one row per ``chunk`` of prompts, that of the fine-tuning is in
-    ``extra["sft_curve"]``."""
+    ``extra["sft_curve"]``. With a held-out reward, ``extra["validation"]`` has both rewards for 1, 2, 4, ...
+    samples."""
 
     def __init__(self, options: BestOfNOptions, context: StageContext) -> None:
         self.options = options
@@ -42,29 +45,53 @@ class BestOfN:
 
     def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
         """See ``RLAlgorithm``. The backend in the role "policy" must hold the model ``policy``."""
-        options = self.options
         tokenizer = load_tokenizer(policy)
         check_ends(tokenizer, policy)
-        given = prompts[: options.prompts]
-        prompts, _ = fitting(Chat(tokenizer, policy), policy, given, options.max_new_tokens)
-        n = options.n
-        examples: list[Example] = []
+        given = prompts[: self.options.prompts]
+        prompts, _ = fitting(Chat(tokenizer, policy), policy, given, self.options.max_new_tokens)
+        connect(self.context.device)
+        # Of several processes the first draws and scores, and the others wait; the fine-tuning is shared.
+        found = gather(self._best(policy, prompts, reward) if rank() == 0 else None)[0]
+        texts = dict(found["texts"])
+        examples = [
+            Example(prompt.id, (*prompt.messages, Message("assistant", texts[i])), "best_of_n")
+            for i, prompt in enumerate(prompts)
+            if i in texts
+        ]
+        if rank() == 0:
+            self.context.backend("policy").close()  # the trainer needs the memory
+        tuned = self.context.component("trainer").train(policy, examples, out)
+        return TrainResult(
+            metrics={**{f"sft_{name}": value for name, value in tuned.metrics.items()}, **found["metrics"]},
+            curve=found["curve"],
+            notes=[*left_out(given, prompts), *found["notes"], *tuned.notes],
+            extra={"sft_curve": [dict(row) for row in tuned.curve], "validation": found["validation"]},
+        )
+
+    def _best(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel) -> dict[str, Any]:
+        """The number of each prompt with its best answer (``texts``), and what there is to say of the samples."""
+        options, n = self.options, self.options.n
+        texts: list[tuple[int, str]] = []
         curve: list[dict[str, float]] = []
         sums = {"mean": 0.0, "best": 0.0}
         scored = undecided = unanswered = 0
+        heldout = self.context.heldout_reward()
+        both: list[Scored] = []
         with _SampleFile(self.context.workdir / f"samples-{_identity(options, policy)}.jsonl") as samples:
-            for start in range(0, len(prompts), options.chunk):
-                chunk = prompts[start : start + options.chunk]
-                self._draw(chunk, samples, start, len(prompts))
+            for first in range(0, len(prompts), options.chunk):
+                chunk = prompts[first : first + options.chunk]
+                self._draw(chunk, samples, first, len(prompts))
                 rows = [
                     (prompt, [text for k in range(n) if (text := samples.done[_key(prompt, k)]) is not None])
                     for prompt in chunk
                 ]
                 rewards = _rewards(reward, rows)
-                if start == 0:
-                    check_signal([text for _, texts in rows for text in texts], list(chain.from_iterable(rewards)))
+                if first == 0:
+                    check_signal([text for _, answers in rows for text in answers], list(chain.from_iterable(rewards)))
+                if heldout is not None:
+                    both += zip(rewards, _rewards(heldout, rows, "heldout_reward"), strict=True)
                 means, bests = [], []
-                for (prompt, texts), values in zip(rows, rewards, strict=True):
+                for i, ((_, answers), values) in enumerate(zip(rows, rewards, strict=True), first):
                     if not values:
                         unanswered += 1
                         continue
@@ -72,8 +99,7 @@ class BestOfN:
                     bests.append(max(values))
                     # All the same: no sample is better than another, and the first is as good as any.
                     undecided += max(values) == min(values)
-                    best = texts[values.index(max(values))]
-                    examples.append(Example(prompt.id, (*prompt.messages, Message("assistant", best)), "best_of_n"))
+                    texts.append((i, answers[values.index(max(values))]))
                 if means:
                     scored += len(means)
                     sums["mean"] += sum(means)
@@ -85,14 +111,9 @@ class BestOfN:
                             "reward_best": sum(bests) / len(bests),
                         }
                     )
-        if not examples:
+        if not texts:
             raise CAIError("the policy answered no prompt", hint="the stage's log has the backend's failures")
-        self.context.backend("policy").close()  # the trainer needs the memory
-        tuned = self.context.component("trainer").train(policy, examples, out)
-
-        notes = [*left_out(given, prompts), *self._notes(undecided, unanswered, len(prompts)), *tuned.notes]
         metrics = {
-            **{f"sft_{name}": value for name, value in tuned.metrics.items()},
             "n": float(n),
             "prompts": float(scored),
             "samples": float(len(prompts) * n),
@@ -101,9 +122,12 @@ class BestOfN:
             "kl_bound": math.log(n) - (n - 1) / n,
             "prompts_undecided": float(undecided),
         }
-        return TrainResult(
-            metrics=metrics, curve=curve, notes=notes, extra={"sft_curve": [dict(row) for row in tuned.curve]}
-        )
+        notes = list(self._notes(undecided, unanswered, len(prompts)))
+        found = {"texts": texts, "metrics": metrics, "curve": curve, "notes": notes, "validation": None}
+        if heldout is not None:
+            found["validation"] = by_n(both, n)
+            notes.insert(0, found["validation"]["why"])
+        return found
 
     def _draw(self, chunk: Sequence[Prompt], samples: _SampleFile, before: int, total: int) -> None:
         """Every sample of ``chunk`` that is not in the file yet."""
@@ -170,12 +194,14 @@ class _SampleFile:
         self._file.close()
 
 
-def _rewards(reward: RewardModel, rows: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[float]]:
+def _rewards(
+    reward: RewardModel, rows: Sequence[tuple[Prompt, Sequence[str]]], where: str = "reward"
+) -> list[list[float]]:
     """Finite rewards, per prompt and sample."""
     exchanges = [
         Exchange(_key(prompt, k), prompt.messages, text) for prompt, texts in rows for k, text in enumerate(texts)
     ]
-    values = iter(finite_rewards(reward, exchanges))
+    values = iter(finite_rewards(reward, exchanges, where))
     return [[next(values) for _ in texts] for _, texts in rows]
 
 

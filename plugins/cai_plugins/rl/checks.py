@@ -9,6 +9,7 @@ from typing import Any
 
 from cai_core.errors import CAIError, UserError
 from cai_core.types.reward import Exchange, RewardModel
+from cai_plugins._torch.ranks import gather, rank, world
 
 # Our choice: fewer may have the same reward by chance, where it has few values (rules, ratings).
 LEAST_ANSWERS = 8
@@ -60,6 +61,12 @@ def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: st
                 hint="nothing was learnt from it; train the reward model again at a lower learning_rate",
             )
     return rewards
+
+
+def shared_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: str = "reward") -> list[float]:
+    """``finite_rewards`` of ``exchanges``, which every process has: each asks for a part and gets all."""
+    mine = slice(*(len(exchanges) * r // world() for r in (rank(), rank() + 1)))
+    return [value for part in gather(finite_rewards(reward, exchanges[mine], where)) for value in part]
 
 
 def check_signal(answers: Sequence[str], rewards: Sequence[float], where: str = "reward") -> None:

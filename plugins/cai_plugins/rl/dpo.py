@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from cai_plugins._torch.loading import context_length, load_causal, load_tokeniz
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.preferences import check_preferences
+from cai_plugins._torch.ranks import Shared, everywhere, world
 from cai_plugins.rl.checks import check_ends
 from cai_plugins.rl.live import Live
 from cai_plugins.rl.looking import Looks, chosen
@@ -125,7 +126,8 @@ class DPO:
             validation = Validation(watched, self.context, live, aside, Sampling(ANSWER), None)
             trainer.add_callback(Looks(validation, folder))
         log = run(trainer, self.context, folder, "optimizer steps", validation)
-        save_merged(chosen(trainer, validation, folder, policy, self.context.device), tokenizer, out)
+        again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
+        save_merged(chosen(trainer, validation, folder, again), tokenizer, out)
 
         steps = curve(log, {name: name for name in NAMES})
         metrics = {
@@ -142,7 +144,7 @@ class DPO:
         return told(TrainResult(metrics=metrics, curve=steps, notes=notes), validation, trainer.state.max_steps)
 
 
-class SoftDPOTrainer(Unobserved, DPOTrainer):
+class SoftDPOTrainer(Shared, Unobserved, DPOTrainer):
     """TRL's trainer with a label and a weight per pair; its "chosen" is A and its "rejected" is B, whatever the label.
 
     Adds up the weighted loss over the pairs of the whole batch, so that micro-batches do not change it.
@@ -157,6 +159,10 @@ class SoftDPOTrainer(Unobserved, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # these are tokens already
+
+    def blank(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Shared``."""
+        return {**row, "p": float(IGNORED), "weight": 0.0}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -175,14 +181,14 @@ class SoftDPOTrainer(Unobserved, DPOTrainer):
         log_a, log_b = outputs.log_probs.sum(1).chunk(2)
         a, b = log_a - ref_a, log_b - ref_b
         items = len(p) if num_items_in_batch is None else num_items_in_batch
-        loss = (weight * soft_bradley_terry(self.beta * (a - b), p)).sum() / items
+        loss = (weight * soft_bradley_terry(self.beta * (a - b), p)).sum() / items * world()
         self._seen.append(torch.stack([a.detach(), b.detach(), p]).cpu())
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the policy thought of the step's pairs before it learnt from them."""
         if self._seen:
-            a, b, p = torch.cat(self._seen, dim=1)
+            a, b, p = everywhere(torch.cat(self._seen, dim=1))
             self._seen = []
             prefers_a, decided = p > 0.5, p != 0.5
             if decided.any():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.ranks import gather
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.live import Live
@@ -145,7 +147,8 @@ class Grouped:
             validation = Validation(watched, self.context, live, asked, sampling, reward)
             trainer.add_callback(Looks(validation, folder, every))
         log = run(trainer, self.context, folder, "optimizer steps", validation)
-        save_merged(chosen(trainer, validation, folder, policy, self.context.device), tokenizer, out)
+        again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
+        save_merged(chosen(trainer, validation, folder, again), tokenizer, out)
 
         steps = curve(filled(log), NAMES)
         batches = [entry for entry in log if "reward" in entry]
@@ -193,7 +196,8 @@ class _Reward:
         if self.first:
             check_signal([exchange.response for exchange in exchanges], rewards)
             self.first = False
-        self.rates = text_rates([(self.prompts[i].id, e.response) for i, e in zip(index, exchanges, strict=True)])
+        mine = [(self.prompts[i].id, e.response) for i, e in zip(index, exchanges, strict=True)]
+        self.rates = text_rates([(prompt, text) for part in gather(mine) for prompt, text in part])
         return rewards
 
 

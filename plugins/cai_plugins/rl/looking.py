@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from cai_core.errors import UserError
 from cai_plugins._torch.loading import load_causal
+from cai_plugins._torch.lora import trained
+from cai_plugins._torch.ranks import is_sharded, rank
 from cai_plugins.rl.validation import Validation
 
 FILE = "validation.json"
@@ -30,7 +34,14 @@ class Looks(TrainerCallback):
         validation.options = validation.options.model_copy(update={"every": every})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The policy as given; or what was seen before a restart."""
+        """The policy as given; or what was seen before a restart. Raises ``UserError`` where a process holds a part of
+        the weights alone: it could not sample."""
+        if is_sharded(kwargs["model"]):
+            raise UserError(
+                "validation needs the whole policy in each process, and the launch shares its weights out",
+                where="rl.validation",
+                hint="leave `validation` and `heldout_reward` out, or launch without FSDP and DeepSpeed",
+            )
         if state.global_step:
             text = (self.folder / f"checkpoint-{state.global_step}" / FILE).read_text(encoding="utf-8")
             self.validation.rows = json.loads(text)
@@ -57,14 +68,16 @@ class Looks(TrainerCallback):
         path.write_text(json.dumps(self.validation.rows, allow_nan=False), encoding="utf-8")
 
 
-def chosen(trainer: Any, validation: Validation | None, folder: Path, policy: Path, device: str) -> Any:
-    """The model that is the result: that of the best look, or the last where nothing chooses."""
+def chosen(trainer: Any, validation: Validation | None, folder: Path, again: Callable[[], Any]) -> Any:
+    """The model that is the result: that of the best look, or the last where nothing chooses. ``again`` loads the
+    policy as given. Of several processes the first has it, which writes it."""
     best = None if validation is None else validation.best
-    if best is None or best == trainer.state.global_step:
+    if best is None or best == trainer.state.global_step or rank():
+        return trained(trainer, again)
+    if best == 0:
+        return again()
+    checkpoint = folder / f"checkpoint-{best}"
+    if isinstance(trainer.model, PeftModel):
+        set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
         return trainer.model
-    adapters = isinstance(trainer.model, PeftModel)
-    if best == 0 or not adapters:
-        return load_causal(policy if best == 0 else folder / f"checkpoint-{best}", device, all_weights=not adapters)
-    weights = load_file(folder / f"checkpoint-{best}" / "adapter_model.safetensors")
-    set_peft_model_state_dict(trainer.model, weights)
-    return trainer.model
+    return load_causal(checkpoint, "cpu", all_weights=True)

@@ -260,15 +260,18 @@ def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorith
 @hookimpl
 def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
     """The RL algorithms that come with cai-core."""
-    yield Component("ppo", PPOOptions, make_ppo, "proximal policy optimization, as in the paper; LoRA by default")
-    yield Component("grpo", GRPOOptions, make_grpo, "group-relative policy optimization (TRL), LoRA by default")
-    yield Component("rloo", RLOOOptions, make_rloo, "REINFORCE leave-one-out (TRL), LoRA by default")
+    summary = "proximal policy optimization, as in the paper; LoRA by default"
+    yield Component("ppo", PPOOptions, make_ppo, summary, distributed=True)
+    summary = "group-relative policy optimization (TRL), LoRA by default"
+    yield Component("grpo", GRPOOptions, make_grpo, summary, distributed=True)
+    yield Component("rloo", RLOOOptions, make_rloo, "REINFORCE leave-one-out (TRL), LoRA by default", distributed=True)
     yield Component(
         "dpo",
         DPOOptions,
         make_dpo,
         "direct preference optimization on soft labels (TRL), without a reward model",
         learns_from=("label",),
+        distributed=True,
     )
     yield Component(
         "online_dpo",
@@ -282,4 +285,5 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         make_best_of_n,
         "sample n answers, keep the reward's favourite, fine-tune on them",
         needs=("trainer",),
+        distributed=True,
     )

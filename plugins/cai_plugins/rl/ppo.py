@@ -12,14 +12,14 @@ a policy to itself a random number. The paper trains all weights; here adapters 
 the policy with its adapters switched off.
 
 Every random number comes from the stage's seed and what it is for (prompt, step, sample), none from a running
-generator, so a checkpoint between two batches of samples is all that a restart needs. One process; no ``vllm``.
+generator, so a checkpoint between two batches of samples is all that a restart needs. Several processes share the
+samples of a batch, and what they find is put together before anything is made of it; plain data parallel. No ``vllm``.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import random
 import time
@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler, set_seed
 
@@ -47,11 +46,13 @@ from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
 from cai_plugins._torch.chat import Chat
-from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
+from cai_plugins._torch.checkpoints import keep_last, last_whole
 from cai_plugins._torch.loading import load_causal, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.ranks import connect, gather, rank, sum_up, sum_up_gradients, world
 from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins._torch.seeding import derived, seed32
+from cai_plugins._torch.training_state import load_training, save_training
 from cai_plugins.rl.advantages import (
     explained_variance,
     gae,
@@ -64,7 +65,7 @@ from cai_plugins.rl.advantages import (
     value_loss,
     whiten,
 )
-from cai_plugins.rl.checks import check_signal, end_tokens, finite_rewards
+from cai_plugins.rl.checks import check_signal, end_tokens, shared_rewards
 from cai_plugins.rl.live import Tokens, no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
@@ -143,7 +144,7 @@ class PPO:
             samples = list(zip(repeated, answers, strict=True))
             texts = [learner.text(answer) for answer in answers]
             with clock("score"):
-                scores = finite_rewards(
+                scores = shared_rewards(
                     reward, [Exchange(r.id, r.input.messages, t) for r, t in zip(requests, texts, strict=True)]
                 )
             with clock("forward"):
@@ -178,12 +179,12 @@ class PPO:
                     validation.look(step)
             best = validation.best if validation is not None else None
             if step % options.save_steps == 0 or step in (options.steps, best):
-                learner.save(folder / f"checkpoint-{step}", state)
-                keep_last(folder, KEEP, validation.spared if validation is not None else ())
+                spared = validation.spared if validation is not None else ()
+                learner.save(folder / f"checkpoint-{step}", state, spared)
             self.context.progress.update(step, options.steps, "batches of samples")
 
         best = validation.best if validation is not None else None
-        if best:
+        if best and best != state.step:
             learner.load(folder / f"checkpoint-{best}")
         given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
         save_merged(learner.trained if given is None else given, tokenizer, out)
@@ -295,7 +296,8 @@ class PPO:
         """``epochs`` passes over the samples, an optimizer step per minibatch. A token counts the same whatever answer,
         minibatch or micro-batch it is in."""
         options = self.options
-        sums: defaultdict[str, float] = defaultdict(float)
+        sums: defaultdict[str, float] = defaultdict(float)  # over the tokens of this process
+        same: defaultdict[str, float] = defaultdict(float)
         most, steps = 0.0, 0
         for epoch in range(options.epochs):
             order = list(range(len(samples)))
@@ -303,7 +305,7 @@ class PPO:
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
                 tokens = int(seen.mask[chosen].sum())
-                for rows in _by_length(chosen, samples, self.micro):
+                for rows in _by_length(chosen, samples, self.micro, rank(), world()):
                     width = max(len(samples[i][1]) for i in rows)
                     mask, old, before, wanted, gain = (
                         part[rows, -width:].to(self.context.device)
@@ -327,13 +329,15 @@ class PPO:
                         # KL of the policy that sampled to the one under training: k3 with the roles changed.
                         sums["policy_kl"] += float(kl_k3(-change).sum()) / tokens
                         most = max(most, float(ratio.max()))
-                sums["learning_rate"] += learner.rate
+                same["learning_rate"] += learner.rate
                 norm = learner.step()
                 if not math.isfinite(norm):
                     raise _diverged(step, "the gradient's norm", norm)
-                sums["grad_norm"] += norm
+                same["grad_norm"] += norm
                 steps += 1
-        return {**{name: value / steps for name, value in sums.items()}, "ratio_max": most}
+        totals = sum_up(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        same |= dict(zip(sums, totals, strict=True))
+        return {**{name: value / steps for name, value in same.items()}, "ratio_max": max(gather(most))}
 
     # afterwards --------------------------------------------------------------------------------------------------
 
@@ -406,9 +410,15 @@ class _Learner:
         self.tokenizer = tokenizer
         self.micro = micro
         cpu = context.device == "cpu"
+        connect(context.device)
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
-        if self.accelerator.num_processes > 1:
-            raise UserError("ppo runs in one process", where="rl", hint="start it without `accelerate launch`")
+        if (kind := self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED"):
+            raise UserError(
+                f"ppo keeps the whole policy in each process, and the launch asks for {kind}",
+                where="launch.config",
+                hint="write `launch: {rl: {config: null}}`; adapters, `micro_batch` and `gradient_checkpointing` save "
+                "memory, and grpo and rloo can be sharded",
+            )
         model = load_causal(policy, context.device, all_weights=options.lora is None)
         self.proper = end_tokens(model, tokenizer, policy)
         self.ends = self.proper | set(tokenizer.all_special_ids)
@@ -444,9 +454,11 @@ class _Learner:
     # sampling ----------------------------------------------------------------------------------------------------
 
     def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
-        """See ``Rollouts``."""
+        """See ``Rollouts``. Each process draws a part of the answers and gets all of them."""
+        mine = slice(*(len(requests) * r // world() for r in (rank(), rank() + 1)))  # one prompt's samples together
         with self.accelerator.autocast():
-            return self.rollouts.sample(requests, prompts)
+            drawn = self.rollouts.sample(requests[mine], prompts[mine])
+        return [answer for part in gather(drawn) for answer in part]
 
     def ended(self, answer: Sequence[int]) -> bool:
         """Whether the policy ended the answer as it should; another special token cuts it off."""
@@ -494,21 +506,23 @@ class _Learner:
 
     @torch.no_grad()
     def measure(self, samples: Sequence[Tokens]) -> _Seen:
-        """The policy as it is on what it sampled, in micro-batches of similar length."""
+        """The policy as it is on what it sampled, in micro-batches of similar length. Each process reads a part of it
+        and gets all that was found."""
         width = max(len(answer) for _, answer in samples)
         columns = torch.arange(width)
         mask = torch.stack([columns >= width - len(answer) for _, answer in samples])
         logp, ref, values, entropy = (torch.zeros(mask.shape) for _ in range(4))
-        batches = list(_by_length(range(len(samples)), samples, self.micro))
+        batches = list(_by_length(range(len(samples)), samples, self.micro, rank(), world()))
         for rows in batches:
-            found = self.forward([samples[i] for i in rows], entropy=True)
-            for whole, part in zip((logp, values, entropy), found, strict=True):
+            read = self.forward([samples[i] for i in rows], entropy=True)
+            for whole, part in zip((logp, values, entropy), read, strict=True):
                 assert part is not None
                 whole[rows, -part.shape[1] :] = part.cpu()
         for rows in batches:
             part, _, _ = self.forward([samples[i] for i in rows], reference=True)
             ref[rows, -part.shape[1] :] = part.cpu()
-        logp, ref, values, entropy = (torch.where(mask, part, 0) for part in (logp, ref, values, entropy))
+        found = torch.where(mask, torch.stack([logp, ref, values, entropy]), 0)
+        logp, ref, values, entropy = sum_up(found)  # a row is read by one process and 0 in the others
         return _Seen(mask, logp, kl_k1(logp - ref), values, entropy)
 
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
@@ -538,6 +552,7 @@ class _Learner:
         """One optimizer step; the norm of the policy's gradient before it was scaled down, or one that is not finite,
         from which nothing is learnt. The critic's gradient is scaled by itself: it must not shorten the policy's."""
         limit = self.options.max_grad_norm
+        sum_up_gradients([value for part in self.parts.values() for value in part.values()])
         norms = [
             float(torch.nn.utils.clip_grad_norm_(list(part.values()), limit)) for part in self.parts.values() if part
         ]
@@ -549,47 +564,20 @@ class _Learner:
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path, state: _State) -> None:
-        """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far."""
-        folder.mkdir(parents=True)
-        for name, part in self.parts.items():
-            save_file({key: value.detach().contiguous() for key, value in part.items()}, folder / f"{name}.safetensors")
-        moments = {
-            f"{number}.{name}": value.contiguous()
-            for number, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        save_file(moments, folder / "optimizer.safetensors")
-        kept = {
-            "step": state.step,
-            "beta": state.beta,
-            "curve": state.curve,
-            "seconds": state.seconds,
-            "looks": state.looks,
-        }
-        text = json.dumps({**kept, "schedule": self.scheduler.state_dict()}, allow_nan=False)
-        (folder / "state.json").write_text(text, encoding="utf-8")
-        seal(folder)
+    def save(self, folder: Path, state: _State, spared: Sequence[int]) -> None:
+        """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far. All
+        of it is the same in every process, and the first one writes. Of those before the last and ``spared`` stay."""
+        if rank():
+            return
+        kept = {name: getattr(state, name) for name in ("step", "beta", "curve", "seconds", "looks")}
+        save_training(folder, self.parts, self.optimizer, self.scheduler, kept)
+        keep_last(folder.parent, KEEP, spared)
 
     def load(self, folder: Path | None) -> _State | None:
         """Go on where ``save`` was; None without a checkpoint."""
         if folder is None:
             return None
-        with torch.no_grad():
-            for name, part in self.parts.items():
-                found = load_file(folder / f"{name}.safetensors")
-                for key, value in part.items():
-                    value.copy_(found[key])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            number, _, name = key.partition(".")
-            moments.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        kept = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.scheduler.load_state_dict(kept.pop("schedule"))
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        return _State(**kept)
+        return _State(**load_training(folder, self.parts, self.optimizer, self.scheduler))
 
 
 class _Head(nn.Module):
@@ -683,9 +671,11 @@ def _observed(
     }
 
 
-def _by_length(chosen: Sequence[int], samples: Sequence[Tokens], size: int) -> Iterator[list[int]]:
-    """``chosen`` in lists of ``size``, answers of like length together."""
-    ordered = sorted(chosen, key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))
+def _by_length(
+    chosen: Sequence[int], samples: Sequence[Tokens], size: int, part: int = 0, parts: int = 1
+) -> Iterator[list[int]]:
+    """``chosen`` in lists of ``size``, answers of like length together; of ``parts`` of like length one ``part``."""
+    ordered = sorted(chosen, key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))[part::parts]
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
 

@@ -21,8 +21,9 @@ from cai_core.types.records import ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import KEEP
+from cai_plugins._torch.ranks import gather
 from cai_plugins._torch.seeding import derived
-from cai_plugins.rl.checks import check_signal, finite_rewards
+from cai_plugins.rl.checks import check_signal, shared_rewards
 from cai_plugins.rl.plugin import ValidationOptions
 from cai_plugins.rl.texts import text_rates
 
@@ -107,7 +108,7 @@ class Validation:
         row: Row = {"step": float(step)}
         for name, model in (("reward", self.reward), ("heldout_reward", self.heldout)):
             if model is not None:
-                scores = finite_rewards(model, exchanges, where=name)
+                scores = shared_rewards(model, exchanges, where=name)
                 if not self.rows and name == "heldout_reward":
                     check_signal(texts, scores, where=name)
                 row[name] = math.fsum(scores) / n
@@ -117,6 +118,7 @@ class Validation:
         row["missing_end"] = 1 - sum(self.policy.ended(answer) for answer in answers) / n
         row["empty"] = sum(not text.strip() for text in texts) / n
         row |= text_rates([(prompt.id, text) for prompt, text in zip(self.prompts, texts, strict=True)])
+        (row, *_) = gather(row)  # processes that round differently must not decide differently
         self.rows.append(row)
         return row
 

@@ -47,4 +47,5 @@ def make_sft(options: SFTOptions, context: StageContext) -> Trainer:
 @hookimpl
 def cai_register_trainers() -> Iterable[Component[Trainer]]:
     """The trainers that come with cai-core."""
-    yield Component("sft", SFTOptions, make_sft, "supervised fine-tuning (TRL): full or LoRA, resumes exactly")
+    summary = "supervised fine-tuning (TRL): full or LoRA, resumes exactly"
+    yield Component("sft", SFTOptions, make_sft, summary, distributed=True)

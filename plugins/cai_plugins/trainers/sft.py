@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from cai_core.types.trainer import Example, TrainResult
 from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
-from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.lora import lora_config, save_merged, trained
+from cai_plugins._torch.ranks import Shared
 from cai_plugins._torch.seeding import derived
 from cai_plugins.trainers.plugin import SFTOptions
 
 
-class _Trainer(Unobserved, SFTTrainer):
-    pass
+class _Trainer(Shared, Unobserved, SFTTrainer):
+    def blank(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {**row, "labels": [IGNORED] * len(row["labels"])}
 
 
 class SFT:
@@ -79,7 +82,8 @@ class SFT:
             peft_config=lora_config(options.lora, "CAUSAL_LM"),
         )
         log = run(trainer, self.context, folder, "optimizer steps")
-        save_merged(trainer.model, tokenizer, out)
+        again = partial(load_causal, model, "cpu", all_weights=options.lora is None)
+        save_merged(trained(trainer, again), tokenizer, out)
 
         steps = curve(log, {"loss": "loss", "mean_token_accuracy": "token_accuracy"})
         tokens = sum(len(row["input_ids"]) for row in rows) * options.epochs
