@@ -42,6 +42,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     properties = schema["properties"]
     properties["label"] = _or(properties["label"], {"$ref": "#/$defs/kind.labeler"})
     properties["heldout_reward"] = _or(properties["heldout_reward"], {"$ref": "#/$defs/kind.reward_model"})
+    properties["launch"] = _or(properties["launch"], {"type": "integer", "minimum": 1, "maximum": 1024})
     for name, kind in (("evaluate", "evaluator"), ("report", "reporter")):
         one = {"$ref": f"#/$defs/kind.{kind}"}
         properties[name] = _or(properties[name], one, {"type": "array", "items": one, "minItems": 1})

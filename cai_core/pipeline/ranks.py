@@ -83,6 +83,8 @@ class Ranks:
             "use_cpu": device == "cpu",
             "mixed_precision": "no" if device == "cpu" else "bf16",
         }
+        if kind == "FSDP":  # else all but the first process begin with empty weights, which reward models' heads cannot
+            given["fsdp_config"] = {**(given.get("fsdp_config") or {}), "fsdp_cpu_ram_efficient_loading": False}
         config.write_text(yaml.safe_dump(given), encoding="utf-8")
         arguments = ["--config_file", str(config), "--num_processes", str(self.processes), "--num_machines", "1"]
         # On a CPU accelerate starts one process unless it is told this; the gloo backend then follows from use_cpu.

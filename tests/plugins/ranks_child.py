@@ -59,9 +59,9 @@ def ppo(model: Path, context: Any, out: Path, micro: int, **changed: Any) -> Tra
 
     # Twelve answers, minibatches of six, three to each of two processes.
     options = PPOOptions(
-        steps=3, prompts_per_step=3, samples_per_prompt=4, minibatches=2, epochs=2, max_new_tokens=6,
+        prompts_per_step=3, samples_per_prompt=4, minibatches=2, epochs=2, max_new_tokens=6,
         learning_rate=1e-3, kl_control="adaptive", kl_target=0.01, save_steps=2, micro_batch=micro,
-        **{"lora": None, "whiten_rewards": True, "missing_end_penalty": 0.1, **changed},
+        **{"steps": 3, "lora": None, "whiten_rewards": True, "missing_end_penalty": 0.1, **changed},
     )  # fmt: skip
     return make_ppo(options, context).train(model, PROMPTS, LetterE(), out)
 
@@ -101,6 +101,8 @@ KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     "dpo": (dpo, 2, {}),
     "ppo": (ppo, 3, {}),
     "ppo-lora": (ppo, 3, {"lora": {"rank": 2}, "critic": "separate"}),
+    "sft-long": (sft, 2, {"epochs": 20}),
+    "ppo-long": (ppo, 3, {"steps": 16}),
     "grpo": (grpo, 4, {}),
     "ppo-watched": (watched, 3, {"call": ppo}),
     "dpo-watched": (watched, 2, {"call": dpo}),

@@ -88,7 +88,7 @@ def micro_batch(options: TrainingOptions, batch: int, where: str, of: str) -> in
     which ``of`` names, and the number of processes divides that."""
     if world() > 1:
         batch = share(batch, where, of)
-        of = f"a process's part of it, {batch}, where {of} is shared by {world()} processes"
+        of = f"a process's part of it, {batch}, where {world()} processes share {of}"
     micro = options.micro_batch or batch
     if batch % micro:
         raise UserError(

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from cai_core.errors import UserError
+from cai_plugins._torch.ranks import shards
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -60,8 +61,10 @@ def load_tokenizer(path: Path, *, chat: bool = True) -> Any:
 
 def load_causal(path: Path, device: str, *, all_weights: bool) -> Any:
     """A causal model to train: float32 on CPU; on a GPU bfloat16 under adapters, and float32 where ``all_weights``
-    are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16)."""
-    return AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights)).to(device)
+    are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16). One that is to
+    be sharded stays on the CPU until it is."""
+    model = AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights))
+    return model if shards() else model.to(device)
 
 
 def load_classifier(path: Path, device: str) -> tuple[Any, bool]:
@@ -82,7 +85,7 @@ def load_classifier(path: Path, device: str) -> tuple[Any, bool]:
     model, found = AutoModelForSequenceClassification.from_pretrained(
         where, num_labels=1, dtype=torch.float32, output_loading_info=True
     )
-    return model.to(device), any(name.startswith("score.") for name in found["missing_keys"])
+    return model if shards() else model.to(device), any(name.startswith("score.") for name in found["missing_keys"])
 
 
 def train_dtype(device: str, all_weights: bool) -> torch.dtype:

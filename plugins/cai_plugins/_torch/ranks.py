@@ -36,6 +36,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def shards() -> bool:
+    """Whether the launch asks for FSDP or DeepSpeed, under which no process is to hold the whole model."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+
+
 def share(batch: int, where: str, of: str) -> int:
     """A process's part of ``batch``, which ``of`` names. Raises ``UserError`` where it does not divide."""
     if batch % world():

@@ -37,7 +37,7 @@ from cai_plugins._torch.checkpoints import sync
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged, trained
 from cai_plugins._torch.preferences import check_preferences
-from cai_plugins._torch.ranks import Shared, connect, everywhere, rank, sum_up, wait, world
+from cai_plugins._torch.ranks import Shared, connect, everywhere, rank, shards, sum_up, wait, world
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rewards.losses import preference_loss
 from cai_plugins.rewards.measure import flat, measure
@@ -102,6 +102,12 @@ class PreferenceModel:
         set_seed(seed)
         folder = self.context.workdir / f"preference-{_identity(model, rows)}"
         learner = _trainable(classifier, options, model)
+        if options.layers == 0 and shards():
+            raise UserError(
+                "with layers 0 the score head alone learns, and there is nothing to shard",
+                where="launch.config",
+                hint="write `launch: {reward: {config: null}}`",
+            )
         if options.layers == 0:
             rows = self._read_once(classifier, rows, folder / "states.safetensors")
             learner = _HeadAlone(classifier.score)
@@ -213,7 +219,7 @@ class PreferenceModel:
         limit = json.loads(settings.read_text(encoding="utf-8"))["max_length"] if settings.is_file() else None
         self._limit = limit or min(self.options.max_length, context_length(path))
         self._chat = Chat(load_tokenizer(path), path)
-        self._model = load_classifier(path, self.context.device)[0].eval()
+        self._model = load_classifier(path, self.context.device)[0].to(self.context.device).eval()
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See ``RewardModel``. Batches are of like length; raises ``CAIError`` on a score that is not finite."""
