@@ -75,13 +75,18 @@ class Graph:
             "components": [use.identity() for use in stage.components],
             "models": models,
             "inputs": {name: digests[source] for name, source in stage.inputs.items()},
-            "constitution": self.constitution.digest if stage.kind in _TEXT_STAGES else "",
+            "constitution": self.constitution.digest if _reads_constitution(stage) else "",
         }
 
     def external_models(self) -> tuple[str, ...]:
         """Names of all models from outside, each once."""
         names = [use.name for stage in self.stages for use in stage.models.values() if use.name]
         return tuple(dict.fromkeys(names))
+
+
+def _reads_constitution(stage: Stage) -> bool:
+    """Whether its texts have a part in the stage: also where RL has a labeler of its own."""
+    return stage.kind in _TEXT_STAGES or any(use.kind == "labeler" for use in stage.components)
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:

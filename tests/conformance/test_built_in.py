@@ -330,6 +330,13 @@ class TestOnlineDPO(RLAlgorithmConformance):
     }
 
 
+class TestOAIF(RLAlgorithmConformance):
+    component_id = "cai-core/oaif"
+    options = TestOnlineDPO.options
+    needs = {"labeler": ("cai-core/logprob", {}), "principle_sampler": ("cai-core/uniform", {})}
+    learns_from = ("prompts",)
+
+
 class TestBestOfN(RLAlgorithmConformance):
     component_id = "cai-core/best_of_n"
     options = {"n": 24, "max_new_tokens": 8}

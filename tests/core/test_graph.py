@@ -392,6 +392,19 @@ def test_the_reward_picks_the_best_of_several_answers(tmp_path: Path) -> None:
     assert "best_of_4[sft]" not in stages["evaluate"].models
 
 
+def test_feedback_online_has_a_judge_and_a_constitution_and_no_reward(tmp_path: Path) -> None:
+    text = FULL.replace("pairs: {}\nlabel: logprob\nreward: preference\nrl: grpo", "rl: oaif")
+    graph = graph_of(tmp_path, text, "evaluate=[refusal]")
+    stage = next(stage for stage in graph.stages if stage.id == "rl")
+    assert stage.inputs == {"prompts": "prompts"}
+    assert set(stage.models) == {"policy", "judge"}
+    assert {use.kind for use in stage.components} == {"rl_algorithm", "labeler", "principle_sampler", "backend"}
+    before = digests(graph)
+    other = digests(graph_of(tmp_path, text, "evaluate=[refusal]", "constitution=harmless"))
+    assert before["rl"] != other["rl"], "the judge reads its principles"
+    assert before["prompts"] == other["prompts"]
+
+
 def test_branches_and_iteration_together(tmp_path: Path) -> None:
     text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}\niterate: 2")
     stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}

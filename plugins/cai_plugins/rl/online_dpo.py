@@ -1,10 +1,11 @@
 """Online direct preference optimization: two answers of the current policy, a label, an update, and again.
 
 Kept of Guo et al. 2024: each pair is sampled from the policy as it is, labelled, and learnt from once by the loss of
-Rafailov et al. 2023. Changed: the label is a probability and not a verdict, sigmoid(r(a) - r(b)) of the reward model's
-scores, which is what a preference model means by them (Bai et al. 2022a); the loss is that of ``dpo``. It is least
-where beta times the difference of log-ratios is r(a) - r(b), so that the optimum is the paper's: E[r] - beta KL.
-Left out: labels by a judge without a reward model (``reward: judge`` scores by one), several passes over a pair.
+Rafailov et al. 2023. ``oaif`` has the run's labeler give the labels, under principles as in the paper's labelling (Bai
+et al. 2022b, section 4.1), and needs no reward model. ``online_dpo`` has the reward model give them, sigmoid(r(a) -
+r(b)), which is what a preference model means by its scores (Bai et al. 2022a). Changed: a label is a probability and
+not a verdict, and the loss that of ``dpo``. It is least where beta times the difference of log-ratios is the label's
+log-odds, so that the optimum of ``online_dpo`` is the paper's: E[r] - beta KL. Left out: several passes over a pair.
 
 Every random number comes from the stage's seed and what it is for, as in ``ppo.py``: a checkpoint between two steps is
 all that a restart needs. One process.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +29,7 @@ from transformers import get_scheduler, set_seed
 from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.context import StageContext
+from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import ModelInput
 from cai_core.types.reward import Exchange, RewardModel
@@ -38,7 +42,7 @@ from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.seeding import derived, seed32
 from cai_plugins._torch.training_state import load_training, save_training
-from cai_plugins.rl.checks import check_signal, finite_rewards
+from cai_plugins.rl.checks import LEAST_ANSWERS, check_signal, finite_rewards
 from cai_plugins.rl.live import Live, Tokens, no_dropout
 from cai_plugins.rl.plugin import OnlineDPOOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
@@ -52,8 +56,10 @@ class OnlineDPO:
     early with the last checkpoint whose policy had been seen to be in order; notes and ``metrics["stopped"]`` say so.
     """
 
-    def __init__(self, options: OnlineDPOOptions, context: StageContext) -> None:
+    def __init__(self, options: OnlineDPOOptions, context: StageContext, *, judged: bool = False) -> None:
+        """``judged``: by the labeler, and not by the reward."""
         quiet()
+        self.judged = judged
         self.options = options
         self.context = context
         self.pairs = options.prompts_per_step
@@ -97,8 +103,9 @@ class OnlineDPO:
         state = restored(last_whole(folder))
         validation = None
         if watched is not None:
+            scorer = None if self.judged else reward
             limits = {"most_kl": options.max_kl or math.inf, "most_empty": options.max_empty}
-            validation = Validation(watched, self.context, live, aside, self._sampling(), reward, **limits)
+            validation = Validation(watched, self.context, live, aside, self._sampling(), scorer, **limits)
             validation.rows = state.looks
         for step in range(state.step + 1, options.steps + 1):
             if validation is not None and validation.exhausted:
@@ -158,22 +165,20 @@ class OnlineDPO:
         texts = [live.text(answer) for answer in answers]
         of = [prompt for prompt, _ in prompts for _ in range(2)]
         exchanges = [Exchange(r.id, p.messages, t) for r, p, t in zip(requests, of, texts, strict=True)]
-        scores = finite_rewards(reward, exchanges)
         n = len(texts)
-        mean = math.fsum(scores) / n
         row: Row = {
             "step": float(step),
-            "reward": mean,
-            "reward_std": math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / n),
             "length": sum(len(answer) for answer in answers) / n,
             "missing_end": 1 - sum(live.ended(answer) for answer in answers) / n,
             "empty": sum(not text.strip() for text in texts) / n,
             **text_rates([(prompt.id, text) for prompt, text in zip(of, texts, strict=True)]),
         }
         if step == 1:
-            self._check_first(row, texts, scores)
-        labels = torch.sigmoid(torch.tensor(scores[::2], dtype=torch.float64) - torch.tensor(scores[1::2])).float()
-        row["label_gap"] = float((labels - 0.5).abs().mean())
+            self._check_first(row, texts)
+        p, seen = self._judge(exchanges, step) if self.judged else _score(reward, exchanges, step)
+        labels, known = torch.tensor(p), torch.tensor([not math.isnan(value) for value in p])
+        row |= seen
+        row["label_gap"] = float((labels[known] - 0.5).abs().mean())
         row["equal"] = sum(a == b for a, b in zip(answers[::2], answers[1::2], strict=True)) / self.pairs
         samples = list(zip(ids, answers, strict=True))
         pairs = list(zip(samples[::2], samples[1::2], strict=True))
@@ -184,28 +189,69 @@ class OnlineDPO:
                 reference = live.logp(some, reference=True)
             ratio = live.logp(some) - reference
             a, b = ratio.chunk(2)
-            wanted = labels[rows].to(ratio.device)
-            loss = soft_bradley_terry(options.beta * (a - b), wanted).sum() / self.pairs
+            there = known[rows].to(ratio.device)
+            wanted = torch.where(there, labels[rows].to(ratio.device), 0.5)
+            loss = torch.where(there, soft_bradley_terry(options.beta * (a - b), wanted), 0).sum() / int(known.sum())
             if not torch.isfinite(loss):
                 raise _diverged(step, "the loss", float(loss.detach()))
             loss.backward()
             losses += float(loss.detach())
             ratios += float(ratio.detach().double().sum()) / n
-            agrees = torch.sign(a - b) * torch.sign(wanted - 0.5)
-            right += float((agrees.detach() / 2 + 0.5).sum()) / self.pairs
+            agrees = (torch.sign(a - b) * torch.sign(wanted - 0.5)).detach() / 2 + 0.5
+            right += float(torch.where(there, agrees, 0).sum()) / int(known.sum())
         # The policy has not moved since it drew these, so the mean log-ratio is an estimate of its KL.
         return {**row, "kl": ratios, "loss": losses, "accuracy": right}
 
+    def _judge(self, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:
+        """The labeler's P(first answer is better) of each pair, NaN where it gave none, and the share of those. A pair
+        of equal answers is not asked about. Raises ``CAIError`` where no pair of the batch has a label."""
+        context = self.context
+        principles = [principle for principle in context.constitution.principles if principle.comparison]
+        found = [0.5] * self.pairs
+        asked = {}
+        for i, (a, b) in enumerate(zip(exchanges[::2], exchanges[1::2], strict=True)):
+            if a.response == b.response:
+                continue
+            rng = random.Random(derived(context.seed, "principle", a.id))
+            prompt = Prompt(a.id, a.prompt)
+            drawn = context.component("principle_sampler").sample(
+                principles, prompt=prompt, step="comparison", index=0, rng=rng
+            )
+            seed = derived(context.seed, "label", a.id)
+            asked[a.id] = (i, Comparison(a.id, a.prompt, a.response, b.response, tuple(drawn), seed))
+        failures: Counter[str] = Counter()
+        for label in context.component("labeler").label([comparison for _, comparison in asked.values()]):
+            i, _ = asked.pop(label.id)
+            if label.failure is not None:
+                failures[f"{label.failure.kind}: {label.failure.message}"] += 1
+            elif label.p_a is None or not 0 <= label.p_a <= 1:
+                raise CAIError(f"the labeler gave p_a = {label.p_a!r} for {label.id!r}", where="label.labeler")
+            found[i] = math.nan if label.failure is not None or label.p_a is None else float(label.p_a)
+        if asked:
+            raise CAIError(f"the labeler gave no label for {', '.join(asked)}", where="label.labeler")
+        if all(math.isnan(value) for value in found):
+            raise CAIError(
+                f"no pair of step {step} has a label: {failures.most_common(1)[0][0]}",
+                where="label.labeler",
+                hint="`cai label` shows what the labeler makes of pairs; nothing of this step was learnt",
+            )
+        if step == 1 and len(found) >= LEAST_ANSWERS and set(found) == {0.5}:
+            raise UserError(
+                f"all {len(found)} first labels are 0.5: there is no preference to learn",
+                where="label.labeler",
+                hint="use a labeler that decides; `cai label` shows what one makes of pairs",
+            )
+        return found, {"failed": failures.total() / self.pairs}
+
     # what may go wrong -------------------------------------------------------------------------------------------
 
-    def _check_first(self, row: Row, texts: Sequence[str], scores: Sequence[float]) -> None:
+    def _check_first(self, row: Row, texts: Sequence[str]) -> None:
         if row["empty"] >= self.options.max_empty:
             raise UserError(
                 f"{row['empty']:.0%} of the policy's first {len(texts)} answers are empty",
                 where="rl.max_empty",
                 hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
             )
-        check_signal(texts, scores)
 
     def _trouble(self, row: Row) -> str:
         limit = self.options.max_kl
@@ -246,19 +292,24 @@ class OnlineDPO:
 
     def _result(self, state: _State, notes: list[str]) -> TrainResult:
         curve = state.curve
-        rewards = [row["reward"] for row in curve]
-        half = max(1, len(rewards) // 2)
+        if failed := sum(row.get("failed", 0.0) for row in curve) / len(curve):
+            notes.append(f"{failed:.1%} of the pairs have no label: the labeler failed on them")
         if equal := sum(row["label_gap"] == 0 for row in curve):
             notes.append(f"in {equal} of {len(curve)} batches all labels were 0.5: nothing to learn from there")
         metrics = {
             "steps": float(state.step),
             "samples": float(len(curve) * 2 * self.pairs),
-            "reward_first": rewards[0],
-            "reward_last": rewards[-1],
-            "reward_first_half": sum(rewards[:half]) / half,
-            "reward_second_half": sum(rewards[-half:]) / half,
             "kl_last": curve[-1]["kl"],
         }
+        if not self.judged:
+            rewards = [row["reward"] for row in curve]
+            half = max(1, len(rewards) // 2)
+            metrics |= {
+                "reward_first": rewards[0],
+                "reward_last": rewards[-1],
+                "reward_first_half": sum(rewards[:half]) / half,
+                "reward_second_half": sum(rewards[-half:]) / half,
+            }
         if state.stopped:
             metrics["stopped"] = float(state.stopped)
         return TrainResult(metrics=metrics, curve=curve, notes=notes)
@@ -276,6 +327,18 @@ class _State:
     def kept(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+def _score(reward: RewardModel, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:
+    """sigmoid(r(a) - r(b)) of each pair, and the rewards' mean and standard deviation. Raises ``UserError`` where the
+    first ones are all the same."""
+    scores = finite_rewards(reward, exchanges)
+    if step == 1:
+        check_signal([exchange.response for exchange in exchanges], scores)
+    mean = math.fsum(scores) / len(scores)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    differences = torch.tensor(scores[::2], dtype=torch.float64) - torch.tensor(scores[1::2], dtype=torch.float64)
+    return torch.sigmoid(differences).tolist(), {"reward": mean, "reward_std": deviation}
 
 
 def _by_length(pairs: Sequence[tuple[Tokens, Tokens]], size: int) -> Iterator[list[int]]:

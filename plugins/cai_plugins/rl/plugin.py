@@ -176,7 +176,7 @@ class DPOOptions(RLOptions):
 
 
 class OnlineDPOOptions(RLOptions):
-    """Direct preference optimization on pairs that the current policy draws and the reward labels.
+    """Direct preference optimization on pairs that the current policy draws and the reward, or the labeler, labels.
 
     A step is a batch of pairs and one optimizer step on it.
     """
@@ -250,6 +250,13 @@ def make_online_dpo(options: OnlineDPOOptions, context: StageContext) -> RLAlgor
     return OnlineDPO(options, context)
 
 
+def make_oaif(options: OnlineDPOOptions, context: StageContext) -> RLAlgorithm:
+    """``oaif``; see ``online_dpo.py``."""
+    from cai_plugins.rl.online_dpo import OnlineDPO
+
+    return OnlineDPO(options, context, judged=True)
+
+
 def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorithm:
     """``best_of_n``; see ``best_of_n.py``."""
     from cai_plugins.rl.best_of_n import BestOfN
@@ -278,6 +285,14 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         OnlineDPOOptions,
         make_online_dpo,
         "direct preference optimization on the policy's own pairs, which the reward labels softly",
+    )
+    yield Component(
+        "oaif",
+        OnlineDPOOptions,
+        make_oaif,
+        "online AI feedback: online_dpo on labels of the run's labeler, without a reward model",
+        needs=("labeler", "principle_sampler"),
+        learns_from=("prompts",),
     )
     yield Component(
         "best_of_n",
