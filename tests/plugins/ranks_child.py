@@ -92,6 +92,18 @@ def grpo(model: Path, context: Any, out: Path, micro: int) -> TrainResult:
     return make_grpo(options, context).train(model, PROMPTS, LetterE(), out)
 
 
+def best_of_n(model: Path, context: Any, out: Path, micro: int) -> TrainResult:
+    from cai_core.testing.base import local_model
+    from cai_plugins.rl.plugin import BestOfNOptions, make_best_of_n
+    from cai_plugins.trainers.plugin import SFTOptions, make_sft
+
+    context.backends["policy"] = local_model(model)
+    tuning = SFTOptions(learning_rate=1e-2, batch_size=4, micro_batch=micro, save_steps=1)
+    context.components["trainer"] = make_sft(tuning, context)
+    options = BestOfNOptions(n=4, max_new_tokens=6, chunk=3)
+    return make_best_of_n(options, context).train(model, PROMPTS, LetterE(), out)
+
+
 KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     # kind -> what trains, micro-batch in one process, options
     "sft": (sft, 2, {}),
@@ -101,6 +113,7 @@ KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     "dpo": (dpo, 2, {}),
     "ppo": (ppo, 3, {}),
     "ppo-lora": (ppo, 3, {"lora": {"rank": 2}, "critic": "separate"}),
+    "best_of_n": (best_of_n, 2, {}),
     "sft-long": (sft, 2, {"epochs": 20}),
     "ppo-long": (ppo, 3, {"steps": 16}),
     "grpo": (grpo, 4, {}),

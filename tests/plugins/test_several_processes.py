@@ -94,7 +94,18 @@ def test_looks_are_the_same_in_all_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_other_ways_to_train(tmp_path: Path) -> None:
-    both(tmp_path, "sft-packed", "preference-head", "dpo", "ppo-lora")
+    both(tmp_path, "sft-packed", "preference-head", "dpo", "ppo-lora", "best_of_n")
+
+
+@pytest.mark.slow
+def test_grpo_draws_as_many_samples(tmp_path: Path) -> None:
+    """TRL seeds each process by itself, so they are others."""
+    model = tiny_model(tmp_path / "tiny", hidden=16)
+    launched(model, tmp_path / "two", "grpo")
+    found = json.loads((tmp_path / "two/grpo/0.json").read_text())
+    assert [row["step"] for row in found["curve"]] == [1, 2]
+    assert found["metrics"]["samples"] == 2 * 2 * 4
+    assert not bitwise(model, tmp_path / "two/grpo/out-0")
 
 
 @pytest.mark.slow
