@@ -72,7 +72,7 @@ class Graph:
             "components": [use.identity() for use in stage.components],
             "models": models,
             "inputs": {name: digests[source] for name, source in stage.inputs.items()},
-            "constitution": self.constitution.digest if stage.kind in _TEXT_STAGES else "",
+            "constitution": self.constitution.digest if _reads_texts(stage) else "",
         }
 
     def external_models(self) -> tuple[str, ...]:
@@ -272,7 +272,15 @@ class _Builder:
         assert recipe.evaluate is not None
         section = recipe.evaluate
         first = next(iter(latest.values()), {})
-        if not self._needs("evaluate", first, "prompts"):
+        uses = self._uses(
+            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)],
+            recipe,
+            own={kind: getattr(section, kind) for kind in ("labeler", "principle_sampler", "reward_model")},
+        )
+        evaluators = [use for use in uses if use.kind == "evaluator"]
+        reads = {name for use in evaluators for name in use.reads}
+        # Evaluators with items of their own need no prompts; where there are some, the answers are in the report.
+        if (recipe.prompts is not None or "answers" in reads) and not self._needs("evaluate", first, "prompts"):
             return
         wanted = section.models or ("base", *trained)
         models: dict[str, ModelUse] = {}
@@ -284,23 +292,27 @@ class _Builder:
                 models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)
             else:
                 models[name] = ModelUse(name=name)
-            uses = self._uses([], recipe, role="policy")
+            if "prompts" not in first:
+                continue
             self._put(
                 Stage(
                     f"answers[{name}]",
                     "answers",
                     {"prompts": first["prompts"]},
                     {"policy": models[name]},
-                    uses,
+                    self._uses([], recipe, role="policy"),
                     {"sampling": _sampling(section.sampling), "long_prompts": recipe.long_prompts},
                 )
             )
             answers[name] = f"answers[{name}]"
         inputs = {f"answers:{name}": stage for name, stage in answers.items()}
-        uses = self._uses(
-            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)], recipe
-        )
-        if any(use.kind == "reward_model" for use in uses):
+        if "training" in reads and "prompts" in first:
+            inputs["prompts"] = first["prompts"]
+        if "chains" in reads:
+            inputs |= {stage: stage for known in latest.values() if (stage := known.get("revise"))}
+            if not self._needs("an evaluator", first, "revise", path=("evaluate", "evaluators")):
+                return
+        if any("reward_model" in use.needs and "reward" in use.reads for use in evaluators):
             if "reward" in first:
                 inputs["reward"] = first["reward"]
             else:
@@ -319,8 +331,9 @@ class _Builder:
         *,
         backend: bool = True,
         role: str = "",
+        own: Mapping[str, ComponentRef | None] | None = None,
     ) -> tuple[ComponentUse, ...]:
-        """Resolve ``wanted``, what those declare to need and the backend."""
+        """Resolve ``wanted``, what those declare to need and the backend. own: kind -> what ``evaluate`` names."""
         uses: list[ComponentUse] = []
         needs: list[str] = []
         for kind, ref, path in wanted:
@@ -335,6 +348,8 @@ class _Builder:
             if any(use.kind == kind for use in uses):
                 continue
             ref, path = _default(kind, recipe, role)
+            if chosen := (own or {}).get(kind):
+                ref, path = chosen, ("evaluate", kind)
             use = self.resolver.use(kind, ref, self.file, path, self.problems)
             if use is not None:
                 uses.append(use)
@@ -430,6 +445,13 @@ def _default(kind: str, recipe: Recipe, role: str) -> tuple[ComponentRef, tuple[
         template = recipe.revise.critique_template if recipe.revise else ComponentRef(name="cai-core/chat")
         return template, ("revise", "critique_template")
     return recipe.prompts or ComponentRef(name="cai-core/builtin"), ("prompts",)
+
+
+def _reads_texts(stage: Stage) -> bool:
+    """Whether the constitution's texts are part of what it does."""
+    return stage.kind in _TEXT_STAGES or (
+        stage.kind == "evaluate" and any(use.kind in ("labeler", "principle_sampler") for use in stage.components)
+    )
 
 
 def _sampling(section: SamplingSection) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cai_core.store.ledger import SQLiteLedger
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Principle, constitution_from
 from cai_core.types.prompts import Prompt
-from cai_core.types.reward import Preference
+from cai_core.types.reward import Preference, RewardModel
 
 SCHEMA_VERSION = 1
 
@@ -121,6 +121,12 @@ class Job:
                 built.load(self.input("reward").path / "model")
             self._components[kind] = built
         return self._components[kind]
+
+    def reward_model(self, folder: Path) -> RewardModel:
+        """See ``StageContext``."""
+        built: RewardModel = build_component(self.registry, self.component_spec("reward_model"), self)
+        built.load(folder)
+        return built
 
     def preferences(self) -> list[Preference]:
         """See ``StageContext``."""

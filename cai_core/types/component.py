@@ -28,6 +28,7 @@ class Component(Generic[P_co]):
     revision: raised by the author whenever the same options give other results; part of every digest.
     needs: kinds of other components that it asks the context for (``context.component(kind)``): the recipe's backend,
         prompts, principle_sampler, critique_template, labeler, trainer or reward_model, and not its own kind.
+    needs_of: of options, those of ``needs`` that are asked for with them; without it all are.
     roles: roles of models that it asks the context for (``context.backend(role)``) besides those of its stage, e.g. a
         reward model that asks the "judge". Whoever needs a component gets the models of its roles too. A labeler names
         the judge as well: where it asks no model, none is loaded.
@@ -37,6 +38,10 @@ class Component(Generic[P_co]):
         model) and "label" (the labelled pairs, ``context.preferences()``). A recipe must have these, and a result
         depends on no other. One that does not name "prompts" or "reward" is given no prompts, or a reward model that
         refuses to score.
+    reads: of an evaluator, what it reads of a run besides the models: "answers" (to the held-out prompts), "reward"
+        (the fitted reward model, where it ``needs`` one; without this the component is handed out unfitted, for those
+        who load a model of another run), "chains" (critiques and revisions) and "training" (the training prompts).
+        ``reads_of``: of options, those of ``reads`` that are read with them.
     """
 
     name: str
@@ -48,3 +53,6 @@ class Component(Generic[P_co]):
     roles: tuple[str, ...] = ()
     roles_of: Callable[[Any], Collection[str]] | None = None
     learns_from: tuple[str, ...] = ("prompts", "reward")
+    reads: tuple[str, ...] = ("answers", "reward")
+    reads_of: Callable[[Any], Collection[str]] | None = None
+    needs_of: Callable[[Any], Collection[str]] | None = None

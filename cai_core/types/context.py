@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution
-from cai_core.types.reward import Preference
+from cai_core.types.reward import Preference, RewardModel
 
 
 class Progress(Protocol):
@@ -44,6 +44,11 @@ class StageContext(Protocol):
 
     def component(self, kind: str) -> Any:
         """The component of another kind that this one declared in ``needs``."""
+        ...
+
+    def reward_model(self, folder: Path) -> RewardModel:
+        """The reward model that ``fit`` of the component in ``needs`` saved in ``folder``, apart from the run's own.
+        ``UserError`` where the folder has none that it can read."""
         ...
 
     def preferences(self) -> Sequence[Preference]:

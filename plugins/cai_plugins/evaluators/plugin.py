@@ -98,7 +98,9 @@ def make_judge_audit(options: JudgeAuditOptions, context: StageContext) -> Evalu
 @hookimpl
 def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
     """The evaluators that come with cai-core."""
-    yield Component("hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?", revision=2)
+    yield Component(
+        "hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?", revision=3, reads=()
+    )
     yield Component("refusal", RefusalOptions, make_refusal, "refusals of harmful and of harmless prompts")
     yield Component(
         "preference_model",
@@ -114,5 +116,6 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         make_judge_audit,
         "is the labeler right more often than a coin?",
         needs=("labeler", "principle_sampler"),
+        reads=(),
         revision=2,
     )
