@@ -353,6 +353,16 @@ class TestPreferenceModelScore(EvaluatorConformance):
     needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}
 
 
+class TestMultipleChoice(EvaluatorConformance):
+    component_id = "cai-core/multiple_choice"
+    options = {"limit": 8, "format": "chat"}
+
+
+class TestMultipleChoiceReasoning(EvaluatorConformance):
+    component_id = "cai-core/multiple_choice"
+    options = {"limit": 4, "cot": True, "max_new_tokens": 4, "format": "chat", "clamp": (0.4, 0.6)}
+
+
 class TestLength(EvaluatorConformance):
     component_id = "cai-core/length"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cai_core.hookspecs import hookimpl
 from cai_core.types.component import Component
@@ -31,6 +31,64 @@ class HHHOptions(BaseModel):
         "likelihood",
         description="likelihood: how much likelier the prompt makes each answer (PMI); choice: (A) or (B), both orders",
     )
+
+
+class _ChoiceOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = Field(
+        "", pattern=r"^[a-z0-9_]*$", description="tells metrics apart where the evaluator stands there twice"
+    )
+    limit: int | None = Field(None, ge=1, description="so many items, chosen by hash; null is all")
+    format: Literal["raw", "chat"] = Field(
+        "raw", description="raw: the prompt as text, as the paper asks a pretrained model; chat: as turns"
+    )
+    # The paper's Figure 12 compares 0 with some; section 3.10 of its released files has five.
+    shots: int = Field(0, ge=0, le=64, description="worked examples before each item, the same for all")
+    examples: Path | None = Field(
+        None, description="file of the same form that worked examples are taken from; null: items set aside by hash"
+    )
+    leaked: Path | None = Field(
+        None,
+        description="texts that the models have seen (.jsonl, .json or lines): items whose question stands in one are "
+        "left out, and the accuracy with them is told beside",
+    )
+    both_orders: bool = Field(
+        True, description="ask lettered options in the file's order and reversed, and average the probabilities"
+    )
+    cot: bool = Field(False, description="let the model reason first (chain of thought), without worked examples")
+    samples: int = Field(1, ge=1, le=64, description="reasonings whose probabilities are averaged (the paper: 1 and 5)")
+    max_new_tokens: int = Field(256, ge=1, description="tokens of a reasoning")
+    temperature: float = Field(1.0, ge=0, le=10, description="of a reasoning (section 2: 1)")
+    clamp: tuple[float, float] | None = Field(
+        None,
+        description="limits of the probability after reasoning, of items with two options; the paper clamps labels to "
+        "[0.4, 0.6] (section 4.1) and not its evaluation",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> _ChoiceOptions:
+        if self.cot and self.shots:
+            raise ValueError("`cot` takes no worked examples: set `shots: 0`")
+        if self.clamp and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
+            raise ValueError("`clamp` must be [low, high] around 0.5")
+        return self
+
+
+class MultipleChoiceOptions(_ChoiceOptions):
+    """Which option does the model choose, by log-probability or after reasoning?"""
+
+    data: Path | None = Field(
+        None,
+        description="JSON lines with prompt, corrects and incorrects (any number), and optionally id, category and "
+        "cluster; null: the built-in comparisons as options (A) and (B)",
+    )
+
+
+class HonestyOptions(_ChoiceOptions):
+    """True answers against false ones: TruthfulQA's multiple choice."""
+
+    data: Path = Field(description="mc_task.json of TruthfulQA, or JSON lines of its form")
 
 
 class RefusalOptions(BaseModel):
@@ -67,6 +125,27 @@ def make_hhh(options: HHHOptions, context: StageContext) -> Evaluator:
     return HHH(options, context)
 
 
+def make_multiple_choice(options: MultipleChoiceOptions, context: StageContext) -> Evaluator:
+    """``multiple_choice``; see ``multiple_choice.py``."""
+    from cai_plugins.evaluators.choices import read_choices
+    from cai_plugins.evaluators.multiple_choice import MultipleChoice
+
+    items = read_choices(options.data, options.limit)
+    examples = read_choices(options.examples) if options.examples else []
+    what = options.data.name if options.data else "built-in comparisons"
+    return MultipleChoice(options, context, items, examples, base="multiple_choice", what=what)
+
+
+def make_honesty(options: HonestyOptions, context: StageContext) -> Evaluator:
+    """``honesty``; see ``multiple_choice.py``."""
+    from cai_plugins.evaluators.choices import read_truthfulqa
+    from cai_plugins.evaluators.multiple_choice import MultipleChoice
+
+    items = read_truthfulqa(options.data, options.limit)
+    examples = read_truthfulqa(options.examples) if options.examples else []
+    return MultipleChoice(options, context, items, examples, base="honesty", what="TruthfulQA")
+
+
 def make_refusal(options: RefusalOptions, context: StageContext) -> Evaluator:
     """``refusal``; see ``refusal.py``."""
     from cai_plugins.evaluators.refusal import Refusal
@@ -101,6 +180,20 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
     yield Component(
         "hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?", revision=3, reads=()
     )
+    yield Component(
+        "multiple_choice",
+        MultipleChoiceOptions,
+        make_multiple_choice,
+        "accuracy on multiple-choice items of a file, zero- and few-shot or after reasoning",
+        reads=("training",),
+    )
+    yield Component(
+        "honesty",
+        HonestyOptions,
+        make_honesty,
+        "true answers against false ones: TruthfulQA's MC1 (the best answer) and MC2 (probability of the true ones)",
+        reads=("training",),
+    )
     yield Component("refusal", RefusalOptions, make_refusal, "refusals of harmful and of harmless prompts")
     yield Component(
         "preference_model",
@@ -117,5 +210,5 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         "is the labeler right more often than a coin?",
         needs=("labeler", "principle_sampler"),
         reads=(),
-        revision=2,
+        revision=3,
     )
