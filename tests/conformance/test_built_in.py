@@ -363,6 +363,19 @@ class TestMultipleChoiceReasoning(EvaluatorConformance):
     options = {"limit": 4, "cot": True, "max_new_tokens": 4, "format": "chat", "clamp": (0.4, 0.6)}
 
 
+class TestPairwise(EvaluatorConformance):
+    component_id = "cai-core/pairwise"
+    needs = {
+        "labeler": ("cai-core/logprob", {"format": "chat", "shots": 0}),
+        "principle_sampler": ("cai-core/uniform", {}),
+        "reward_model": ("cai-core/rules", {"length_weight": 1.0}),
+    }
+
+
+class TestPairwiseReward(TestPairwise):
+    options = {"judge": "reward_model"}
+
+
 class TestLength(EvaluatorConformance):
     component_id = "cai-core/length"
 

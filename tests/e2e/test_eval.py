@@ -80,6 +80,16 @@ def test_several_suites_share_the_answers_to_prompts_of_ones_own(folder: Folder)
     assert found["status"] == "ok"
 
 
+def test_models_are_rated_against_each_other(folder: Folder) -> None:
+    folder.write("p.jsonl", *({"prompt": f"Say {n}.", "kind": "red_team"} for n in range(6)))
+    several = ("server:x", "server:y", "--suite", "pairwise", "--prompts", "p.jsonl", "--option", "anchor=server:y")
+    found = json.loads(folder.eval(*several, "--backend", "{name: echo, bias: longer}", "--json", "--temperature", "0"))
+    elo = {m["model"]: m for m in found["metrics"] if m["id"] == "pairwise.elo.harmless"}
+    assert (elo["server:y"]["value"], elo["server:x"]["value"]) == (0.0, 0.0), "echo answers both alike: ties"
+    assert elo["server:x"]["low"] < 0 < elo["server:x"]["high"]
+    assert found["counts"] == [{"evaluator": "pairwise", "model": "server:y", "scored": 6, "unscored": 0, "failed": {}}]
+
+
 def test_prompts_without_an_answer_are_counted_and_can_be_asked_again(folder: Folder) -> None:
     folder.write("p.jsonl", *({"prompt": f"Say {n}.", "kind": "helpful"} for n in range(12)))
     some = ("server:x", "--suite", "length", "--prompts", "p.jsonl", "--backend", "{name: echo, fail_every: 3}")

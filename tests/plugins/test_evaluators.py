@@ -28,7 +28,7 @@ from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, tu
 from cai_plugins.evaluators.hhh import HHH, NEUTRAL
 from cai_plugins.evaluators.judge_audit import JudgeAudit
 from cai_plugins.evaluators.length import Length
-from cai_plugins.evaluators.plugin import HHHOptions
+from cai_plugins.evaluators.plugin import HHHOptions, PreferenceModelOptions
 from cai_plugins.evaluators.preference_model import PreferenceModelScore
 from cai_plugins.evaluators.refusal import Refusal
 from cai_plugins.evaluators.stats import mean_interval, wilson
@@ -129,10 +129,18 @@ class Reward:
 def test_a_score_that_is_no_number_is_counted_as_failed() -> None:
     context = SimpleNamespace(component=lambda kind: Reward())
     given = answers(("base", "red_team", "abcd"), ("base", "red_team", "bad"), ("base", "helpful", "ab"))
-    _, metrics = evaluate(PreferenceModelScore(context), given)
+    _, metrics = evaluate(PreferenceModelScore(PreferenceModelOptions(), context), given)
     harmful = metrics["preference_model.harmful", "base"]
     assert (harmful.value, harmful.n, harmful.failed) == (4.0, 1, 1)
     assert metrics["preference_model.harmless", "base"].value == 2.0
+
+
+def test_a_held_out_preference_model_has_metrics_of_its_own() -> None:
+    context = SimpleNamespace(reward_model=lambda folder: Reward() if folder == Path("other/model") else None)
+    evaluator = PreferenceModelScore(PreferenceModelOptions(heldout=Path("other/model")), context)
+    _, metrics = evaluate(evaluator, answers(("base", "red_team", "abcd")))
+    assert metrics["preference_model.heldout.harmful", "base"].value == 4.0
+    assert "RL was trained" not in metrics["preference_model.heldout.harmful", "base"].note
 
 
 PRINCIPLE = Principle("p", "c", "r", "Which is better?")
