@@ -163,3 +163,66 @@ def test_bad_input_is_told(
     assert main(["eval", *arguments]) == code
     said = capsys.readouterr()
     assert words in said.out + said.err
+
+
+RECIPE = """\
+schema: 1
+name: mine
+models: {base: MODEL, judge: "server:j"}
+backend: echo
+prompts: {name: builtin, red_team: 4, helpful: 2, heldout_red_team: 3, heldout_helpful: 3, heldout_borderline: 0}
+revise: {rounds: 2}
+pairs: {}
+label: {labeler: {name: logprob, shots: 0}, audit: null}
+reward: {name: rules, length_weight: 1.0}
+evaluate:
+  models: [base, "server:y"]
+  evaluators:
+  - revisions
+  - pairwise
+  - {name: multiple_choice, limit: 4}
+  - {name: multiple_choice, limit: 3, title: again}
+  - {name: calibration, judge: reward_model, limit: 6}
+  - preference_model
+branches:
+  critiqued: {}
+  direct: {revise: {rounds: 2, critique_template: direct}}
+report: null
+"""
+
+
+@pytest.mark.slow
+def test_evaluators_of_chains_judges_and_models_in_a_recipe(folder: Folder, model: Path) -> None:
+    (folder.path / "r.yaml").write_text(RECIPE.replace("MODEL", str(model)))
+    done = subprocess.run(
+        [sys.executable, "-m", "cai_core.cli.main", "run", "r.yaml"], cwd=folder.path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (folder.path / ".cai/store/artifacts").glob("evaluate-*")
+    metrics = {(m["id"], m["model"]): m for m in json.loads((artifact / "metrics.json").read_text())}
+    assert metrics["multiple_choice", "base"]["n"] == 4
+    assert metrics["multiple_choice.again", "base"]["n"] == 3, "each has its own options"
+    assert metrics["revisions.gain.2", "revise[direct]"]["n"] == 4
+    assert metrics["calibration.accuracy", "reward_model"]["n"] == 6
+    curves = {curve["id"]: curve for curve in json.loads((artifact / "curves.json").read_text())}
+    assert [s["name"] for s in curves["revisions.score"]["series"]] == ["revise[critiqued]", "revise[direct]"]
+    assert curves["calibration.reliability"]["diagonal"] is True
+    saved = next((folder.path / ".cai/store/artifacts").glob("reward-*")) / "model"
+    alone = json.loads(
+        folder.eval(
+            *ECHO,
+            "--suite",
+            "preference_model",
+            "--option",
+            f"heldout={saved}",
+            "--reward-model",
+            "{name: rules, length_weight: 1.0}",
+            "--limit",
+            "2",
+            "--json",
+        )
+    )
+    assert {m["id"] for m in alone["metrics"]} == {
+        "preference_model.heldout.harmful",
+        "preference_model.heldout.harmless",
+    }

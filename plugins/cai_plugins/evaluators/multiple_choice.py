@@ -44,7 +44,7 @@ class MultipleChoice:
         self.options = options
         self.context = context
         self.base = f"{base}.{options.title}" if options.title else base
-        self.what = what
+        self.what = f"{what} ({options.title})" if options.title else what
         shots = options.shots
         if shots and not examples:  # those with the lowest hash, so that a larger file keeps most of them
             ranked = sorted(items, key=lambda item: sha256(f"shot/{item['id']}".encode()).digest())

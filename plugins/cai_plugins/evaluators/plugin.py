@@ -136,6 +136,37 @@ class PairwiseOptions(BaseModel):
         return self
 
 
+class CalibrationOptions(BaseModel):
+    """Comparisons with a known answer, and who is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judge: Literal["labeler", "reward_model"] = Field("labeler", description="whose probabilities are measured")
+    reward_model: Path | None = Field(
+        None, description="folder of a saved reward model, with `judge: reward_model`; null: the run's own"
+    )
+    data: Path | None = Field(
+        None, description=f"{DATA}; or transcripts as text_correct and text_incorrect, chosen and rejected"
+    )
+    limit: int | None = Field(None, ge=1, description=LIMIT)
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> CalibrationOptions:
+        if self.reward_model and self.judge != "reward_model":
+            raise ValueError("`reward_model` is measured only with `judge: reward_model`")
+        return self
+
+
+class RevisionsOptions(BaseModel):
+    """Which preference model scores answers and revisions?"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heldout: Path | None = Field(
+        None, description="folder of another saved reward model, better since of other data; null: the run's own"
+    )
+
+
 class LengthOptions(BaseModel):
     """There is nothing to set."""
 
@@ -200,9 +231,23 @@ def make_pairwise(options: PairwiseOptions, context: StageContext) -> Evaluator:
     return Pairwise(options, context)
 
 
-def needs_of_judge(options: PairwiseOptions) -> tuple[str, ...]:
+def needs_of_judge(options: PairwiseOptions | CalibrationOptions) -> tuple[str, ...]:
     """A reward model, or a labeler and what it draws principles with."""
     return ("reward_model",) if options.judge == "reward_model" else ("labeler", "principle_sampler")
+
+
+def make_calibration(options: CalibrationOptions, context: StageContext) -> Evaluator:
+    """``calibration``; see ``calibration.py``."""
+    from cai_plugins.evaluators.calibration import Calibration
+
+    return Calibration(options, context)
+
+
+def make_revisions(options: RevisionsOptions, context: StageContext) -> Evaluator:
+    """``revisions``; see ``revisions.py``."""
+    from cai_plugins.evaluators.revisions import Revisions
+
+    return Revisions(options, context)
 
 
 def reads_of_pairwise(options: PairwiseOptions) -> tuple[str, ...]:
@@ -261,6 +306,25 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         needs=("labeler", "principle_sampler", "reward_model"),
         needs_of=needs_of_judge,
         reads_of=reads_of_pairwise,
+    )
+    yield Component(
+        "calibration",
+        CalibrationOptions,
+        make_calibration,
+        "do the probabilities of a labeler or reward model mean what they say?",
+        needs=("labeler", "principle_sampler", "reward_model"),
+        needs_of=needs_of_judge,
+        reads=("reward",),
+        reads_of=lambda options: ("reward",) if options.judge == "reward_model" and not options.reward_model else (),
+    )
+    yield Component(
+        "revisions",
+        RevisionsOptions,
+        make_revisions,
+        "a preference model's score by revision",
+        needs=("reward_model",),
+        reads=("chains", "reward"),
+        reads_of=lambda options: ("chains",) if options.heldout else ("chains", "reward"),
     )
     yield Component("length", LengthOptions, make_length, "words per answer")
     yield Component(
