@@ -126,6 +126,13 @@ class EvaluateSection(_Model):
         min_length=1,
     )
     sampling: SamplingSection = SamplingSection()
+    labeler: ComponentRef | None = Field(None, description="of evaluators that ask one; null: `label.labeler`")
+    principle_sampler: ComponentRef | None = Field(
+        None, description="of evaluators whose labeler asks one; null: `label.principle_sampler`"
+    )
+    reward_model: ComponentRef | None = Field(
+        None, description="of evaluators with a saved reward model, the component that saved it; null: `reward`"
+    )
     models: tuple[str, ...] = Field(
         (), description="which models: base, sft, rl, rl[branch] or a path; empty: all that the recipe has"
     )

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("cai_core.cli.plan", "Say what a run would do, and why."),
     "report": ("cai_core.cli.report", "Show what a run found."),
     "label": ("cai_core.cli.label", "Label pairs of answers from a file, and measure the labeler."),
+    "eval": ("cai_core.cli.eval", "Evaluate models with evaluators, without a recipe."),
     "export": ("cai_core.cli.export", "Write a run's data as data sets for others."),
     "plugins": ("cai_core.cli.plugins", "List and show components, check plugins, begin one."),
     "constitution": ("cai_core.cli.constitution", "List, show, check and import constitutions."),

@@ -75,18 +75,13 @@ class Graph:
             "components": [use.identity() for use in stage.components],
             "models": models,
             "inputs": {name: digests[source] for name, source in stage.inputs.items()},
-            "constitution": self.constitution.digest if _reads_constitution(stage) else "",
+            "constitution": self.constitution.digest if _reads_texts(stage) else "",
         }
 
     def external_models(self) -> tuple[str, ...]:
         """Names of all models from outside, each once."""
         names = [use.name for stage in self.stages for use in stage.models.values() if use.name]
         return tuple(dict.fromkeys(names))
-
-
-def _reads_constitution(stage: Stage) -> bool:
-    """Whether its texts have a part in the stage: also where RL has a labeler of its own."""
-    return stage.kind in _TEXT_STAGES or any(use.kind == "labeler" for use in stage.components)
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:
@@ -303,7 +298,15 @@ class _Builder:
         assert recipe.evaluate is not None
         section = recipe.evaluate
         first = next(iter(latest.values()), {})
-        if not self._needs("evaluate", first, "prompts"):
+        uses = self._uses(
+            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)],
+            recipe,
+            own={kind: getattr(section, kind) for kind in ("labeler", "principle_sampler", "reward_model")},
+        )
+        evaluators = [use for use in uses if use.kind == "evaluator"]
+        reads = {name for use in evaluators for name in use.reads}
+        # Evaluators with items of their own need no prompts; where there are some, the answers are in the report.
+        if (recipe.prompts is not None or "answers" in reads) and not self._needs("evaluate", first, "prompts"):
             return
         wanted = section.models or ("base", *trained)
         models: dict[str, ModelUse] = {}
@@ -315,14 +318,15 @@ class _Builder:
                 models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)
             else:
                 models[name] = ModelUse(name=name)
-            uses = self._uses([], recipe, role="policy")
+            if "prompts" not in first:
+                continue
             self._put(
                 Stage(
                     f"answers[{name}]",
                     "answers",
                     {"prompts": first["prompts"]},
                     {"policy": models[name]},
-                    uses,
+                    self._uses([], recipe, role="policy"),
                     {"sampling": _sampling(section.sampling), "long_prompts": recipe.long_prompts},
                 )
             )
@@ -331,10 +335,13 @@ class _Builder:
             name = self._best_of(section.best_of, recipe, first)
             answers[name], wanted = f"answers[{name}]", (*wanted, name)
         inputs = {f"answers:{name}": stage for name, stage in answers.items()}
-        uses = self._uses(
-            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)], recipe
-        )
-        if any(use.kind == "reward_model" for use in uses):
+        if "training" in reads and "prompts" in first:
+            inputs["prompts"] = first["prompts"]
+        if "chains" in reads:
+            inputs |= {stage: stage for known in latest.values() if (stage := known.get("revise"))}
+            if not self._needs("an evaluator", first, "revise", path=("evaluate", "evaluators")):
+                return
+        if any("reward_model" in use.needs and "reward" in use.reads for use in evaluators):
             if "reward" in first:
                 inputs["reward"] = first["reward"]
             else:
@@ -350,6 +357,8 @@ class _Builder:
         """Add the answers that the reward picks out of ``n`` of the policy that RL starts from; the name of that."""
         policy = self._policy(recipe, {kind: stage for kind, stage in latest.items() if kind != "policy"})
         name = f"best_of_{n}[{policy.stage or policy.name}]"
+        if not self._needs("evaluate", latest, "prompts", path=("evaluate", "best_of")):
+            return name
         if "reward" not in latest:
             hint = "add `reward: preference`, or leave best_of out"
             self._problem(("evaluate", "best_of"), "the reward picks the best, and the recipe has no `reward`", hint)
@@ -376,8 +385,9 @@ class _Builder:
         *,
         backend: bool = True,
         role: str = "",
+        own: Mapping[str, ComponentRef | None] | None = None,
     ) -> tuple[ComponentUse, ...]:
-        """Resolve ``wanted``, what those declare to need and the backend."""
+        """Resolve ``wanted``, what those declare to need and the backend. own: kind -> what ``evaluate`` names."""
         uses: list[ComponentUse] = []
         needs: list[str] = []
         for kind, ref, path in wanted:
@@ -392,6 +402,8 @@ class _Builder:
             if any(use.kind == kind for use in uses):
                 continue
             ref, path = _default(kind, recipe, role)
+            if chosen := (own or {}).get(kind):
+                ref, path = chosen, ("evaluate", kind)
             use = self.resolver.use(kind, ref, self.file, path, self.problems)
             if use is not None:
                 uses.append(use)
@@ -500,6 +512,14 @@ def _heldout_model(recipe: Recipe) -> tuple[str, ComponentRef, tuple[str | int, 
     if recipe.heldout_reward.reward_model is not None:
         return "reward_model", recipe.heldout_reward.reward_model, ("heldout_reward", "reward_model")
     return ("reward_model", *_default("reward_model", recipe, ""))
+
+
+def _reads_texts(stage: Stage) -> bool:
+    """Whether the constitution's texts are part of what it does: also where an evaluator or RL asks a labeler."""
+    return stage.kind in _TEXT_STAGES or (
+        stage.kind in ("evaluate", "rl")
+        and any(use.kind in ("labeler", "principle_sampler") for use in stage.components)
+    )
 
 
 def _sampling(section: SamplingSection) -> dict[str, Any]:

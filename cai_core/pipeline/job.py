@@ -132,6 +132,12 @@ class Job:
             self._components[kind] = built
         return self._components[kind]
 
+    def reward_model(self, folder: Path) -> RewardModel:
+        """See ``StageContext``."""
+        built: RewardModel = build_component(self.registry, self.component_spec("reward_model"), self)
+        built.load(folder)
+        return built
+
     def preferences(self) -> list[Preference]:
         """See ``StageContext``."""
         if "label" not in self.spec.inputs:

@@ -98,6 +98,10 @@ class TestContext:
             raise AssertionError(f"the component asked for a {kind}; name it in `needs` of Component and of the test")
         return self.components[kind]
 
+    def reward_model(self, folder: Path) -> Any:
+        """The reward model among the components, whatever the folder."""
+        return self.component("reward_model")
+
     def preferences(self) -> Sequence[Preference]:
         """The labels given."""
         if self.labels is None:

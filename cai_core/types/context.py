@@ -47,6 +47,11 @@ class StageContext(Protocol):
         """The component of another kind that this one declared in ``needs``."""
         ...
 
+    def reward_model(self, folder: Path) -> RewardModel:
+        """The reward model that ``fit`` of the component in ``needs`` saved in ``folder``, apart from the run's own.
+        ``UserError`` where the folder has none that it can read."""
+        ...
+
     def preferences(self) -> Sequence[Preference]:
         """The run's labelled pairs, for an RL algorithm that declared "label" in ``learns_from``: those that have a
         label, in the order of the stage ``pairs``. Those kept for a held-out reward model are not among them."""
