@@ -79,6 +79,7 @@ def run_job(spec: JobSpec, emit: Any) -> None:
         info = STAGES[spec.kind](job, folder)
         info["notes"] = [*info.get("notes", ()), *warned.texts]
         info["constitution"] = {key: spec.constitution[key] for key in ("id", "version", "digest")}
+        info["retried"] = job.retried()
         info["seconds"] = round(time.monotonic() - start, 1)
         info["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
         job.artifacts.commit(folder, spec.kind, spec.digest, spec.identity, info)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_plugins.reporters.words import interval, plain, signed, value
+from cai_plugins.reporters.words import interval, p_value, plain, signed, value
 
 AUDITED = (
     ("accuracy", "right", "rate"),
@@ -45,17 +45,21 @@ class MarkdownReporter:
     def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
         """Write the file."""
         path = out / "report.md"
-        path.write_bytes(("\n".join(_lines(results)) + "\n").encode("utf-8", "replace"))
+        path.write_bytes(("\n".join(_lines(results)) + "\n").encode("utf-8"))
         return [path]
+
+    def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
+        """Write the tables of a comparison; the changed items are named, without their texts."""
+        path.write_bytes(("\n".join(_comparison(comparison)) + "\n").encode("utf-8"))
 
 
 def _lines(results: Mapping[str, Any]) -> list[str]:
     models = results["models"]
     lines = [f"# {_cell(results['title'])}", ""]
-    for finding in results["findings"]:
-        mark = "**Warning:** " if finding["level"] == "warning" else ""
-        lines.append(f"- {mark}**{_cell(finding['title'])}.** {_cell(finding['text'])}")
-    lines.append("")
+    for entry in results.get("headline", ()):
+        lines.append(f"- {_cell(entry['question'])} **{_cell(entry['answer'])}.** {_cell(entry['text'])}")
+    lines += [""] if results.get("headline") else []
+    lines += [*map(_finding, results["findings"]), ""]
     if results["metrics"]:
         lines += ["## Before and after", "", _row(["metric", *(m["label"] for m in models)]), _rule(1 + len(models))]
         for metric in results["metrics"]:
@@ -87,6 +91,41 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
         lines.append(_row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
     return lines
+
+
+def _comparison(comparison: Mapping[str, Any]) -> list[str]:
+    lines = [f"# {_cell(comparison['a']['run'])} against {_cell(comparison['b']['run'])}", ""]
+    lines += [f"- **Warning:** {_cell(text)}" for text in comparison["warnings"]]
+    lines += [_finding(finding) for finding in comparison["findings"]]
+    head = ["metric", "A", "B", "B - A [95 %]", "p (Holm)", "test", "n", "detectable", "effect", "conclusive"]
+    lines += ["", "## Differences", "", _row(head), _rule(len(head))]
+    for row in comparison["rows"]:
+        unit = row["unit"]
+        cells = [row["label"]]
+        for side in ("a_value", "b_value"):
+            cells.append(f"{value(row[side]['value'], unit)} {interval(row[side], unit)}")
+        cells.append(f"{signed(row['difference'], unit)} [{signed(row['low'], unit)}, {signed(row['high'], unit)}]")
+        n = str(row["n"]) if row["clusters"] is None else f"{row['n']} in {row['clusters']} clusters"
+        effect = "unknown" if row["effect"] is None else f"{row['effect']:+.2f} ({row['effect_name']})"
+        cells += [p_value(row["p_holm"]), row["test"], n, value(row["minimum_detectable"], unit), effect]
+        lines.append(_row([*cells, "yes" if row["conclusive"] else "no"]))
+    if comparison["left_out"]:
+        lines += ["", "## Not compared", ""]
+        lines += [f"- {_cell(entry['label'])}: {_cell(entry['reason'])}" for entry in comparison["left_out"]]
+    if comparison["settings"]:
+        lines += ["", "## What was set differently", "", _row(["key", "A", "B"]), _rule(3)]
+        lines += [_row([entry["key"], str(entry["a"]), str(entry["b"])]) for entry in comparison["settings"]]
+    if comparison["changes"]:
+        lines += ["", "## Items that changed", "", _row(["metric", "item", "A", "B", ""]), _rule(5)]
+        for change in comparison["changes"]:
+            values = [f"{change[side]:.4g}" for side in ("a", "b")]
+            lines.append(_row([change["metric"], change["id"], *values, change["verdict"]]))
+    return lines
+
+
+def _finding(finding: Mapping[str, Any]) -> str:
+    mark = "**Warning:** " if finding["level"] == "warning" else ""
+    return f"- {mark}**{_cell(finding['title'])}.** {_cell(finding['text'])}"
 
 
 def _reward_model(model: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,9 @@ class HtmlOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: int = Field(100, ge=1, description="prompts, pairs and samples shown of each; JSON and tables hold all")
+    units: int = Field(
+        100_000, ge=0, description="prompts and items in the file, with all their texts; JSON and tables hold all"
+    )
 
 
 class JsonOptions(BaseModel):
@@ -36,7 +38,7 @@ def make_html(options: HtmlOptions, context: StageContext) -> Reporter:
     """``html``; see ``html.py``."""
     from cai_plugins.reporters.html import HtmlReporter
 
-    return HtmlReporter(options.rows)
+    return HtmlReporter(options.units)
 
 
 def make_json(options: JsonOptions, context: StageContext) -> Reporter:
@@ -56,6 +58,6 @@ def make_markdown(options: MarkdownOptions, context: StageContext) -> Reporter:
 @hookimpl
 def cai_register_reporters() -> Iterable[Component[Reporter]]:
     """The reporters that come with cai-core."""
-    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people")
-    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs")
-    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown")
+    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people", revision=2)
+    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs", revision=2)
+    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown", revision=2)
