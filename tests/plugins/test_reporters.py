@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from browsers import browser, page_of
@@ -207,6 +208,17 @@ def test_json_is_strict_and_whole(tmp_path: Path) -> None:
     given["audit"]["mass"] = float("nan")
     with pytest.raises(ValueError, match="JSON compliant"):
         JsonReporter().write(given, tmp_path)
+
+
+def test_the_published_schema_says_what_results_are() -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs/reference/results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    given = json.loads(json.dumps(results()))
+    assert [error.message for error in validator.iter_errors(given)] == []
+    for field in given:
+        assert list(validator.iter_errors({key: value for key, value in given.items() if key != field})), field
+    assert list(validator.iter_errors({**given, "surprise": 1}))
 
 
 def test_markdown_cells_cannot_break_out(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Reporters: ``html`` (one file for people), ``json`` (for programs), ``markdown`` (for terminals)."""
+"""Reporters: ``html`` (one file for people), ``json`` (for programs), ``csv`` (for spreadsheets), ``markdown`` (for
+terminals), ``model_card`` (for a model's repository)."""
 
 from __future__ import annotations
 
@@ -34,6 +35,18 @@ class MarkdownOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CsvOptions(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelCardOptions(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 def make_html(options: HtmlOptions, context: StageContext) -> Reporter:
     """``html``; see ``html.py``."""
     from cai_plugins.reporters.html import HtmlReporter
@@ -55,9 +68,25 @@ def make_markdown(options: MarkdownOptions, context: StageContext) -> Reporter:
     return MarkdownReporter()
 
 
+def make_csv(options: CsvOptions, context: StageContext) -> Reporter:
+    """``csv``; see ``csv_report.py``."""
+    from cai_plugins.reporters.csv_report import CsvReporter
+
+    return CsvReporter()
+
+
+def make_model_card(options: ModelCardOptions, context: StageContext) -> Reporter:
+    """``model_card``; see ``model_card.py``."""
+    from cai_plugins.reporters.model_card import ModelCardReporter
+
+    return ModelCardReporter()
+
+
 @hookimpl
 def cai_register_reporters() -> Iterable[Component[Reporter]]:
     """The reporters that come with cai-core."""
     yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people", revision=2)
     yield Component("json", JsonOptions, make_json, "the results as JSON, for programs", revision=2)
     yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown", revision=2)
+    yield Component("csv", CsvOptions, make_csv, "tables that a spreadsheet opens without running anything")
+    yield Component("model_card", ModelCardOptions, make_model_card, "a card for the trained model, as hubs read it")
