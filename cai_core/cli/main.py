@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cai_core.cli.run", "Run a recipe; reuse what is there, go on after a crash."),
     "plan": ("cai_core.cli.plan", "Say what a run would do, and why."),
     "report": ("cai_core.cli.report", "Show what a run found."),
+    "compare": ("cai_core.cli.compare", "Compare two runs, item by item."),
     "label": ("cai_core.cli.label", "Label pairs of answers from a file, and measure the labeler."),
     "eval": ("cai_core.cli.eval", "Evaluate models with evaluators, without a recipe."),
     "export": ("cai_core.cli.export", "Write a run's data as data sets for others."),

@@ -251,6 +251,10 @@ class Job:
         """The seed of a unit, from the run's seed and the unit's identity alone."""
         return derive_seed(self.spec.seed, *identity)
 
+    def retried(self) -> int:
+        """How many units of this stage failed in an earlier attempt and were asked for again."""
+        return sum(ledger.retried for ledger in self._ledgers.values())
+
     def close(self) -> None:
         """Close backends and ledgers."""
         for backend in self._backends.values():
