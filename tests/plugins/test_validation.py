@@ -176,6 +176,22 @@ def test_patience_ends_training(kind: str, model: Path, tmp_path: Path) -> None:
     assert "training stopped at step 3" in found["why"]
 
 
+def test_a_best_policy_that_the_disk_has_lost(model: Path, tmp_path: Path) -> None:
+    """It says so, rather than give another one."""
+
+    class Loses(Script):
+        def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+            if self.calls == 3:
+                (torn,) = tmp_path.rglob("checkpoint-2/*policy.safetensors")
+                torn.unlink()
+            return super().score(exchanges)
+
+    with pytest.raises(CAIError, match="the checkpoint of the best look, step 2, is damaged or gone") as raised:
+        train("ppo", tmp_path, model, heldout=Loses(turning(2).of))
+    assert raised.value.hint
+    assert not (tmp_path / "out").exists()
+
+
 def test_over_optimisation_is_called_by_its_name(model: Path, tmp_path: Path) -> None:
     rising = Script(lambda call, text: call + 0.001 * share(text))
     result = train("ppo", tmp_path, model, heldout=turning(2), reward=rising)

@@ -15,7 +15,7 @@ from cai_core.errors import UserError
 from cai_plugins._torch.loading import load_causal
 from cai_plugins._torch.lora import trained
 from cai_plugins._torch.ranks import is_sharded, rank
-from cai_plugins.rl.validation import Validation
+from cai_plugins.rl.validation import Validation, checkpoint
 
 FILE = "validation.json"
 
@@ -76,8 +76,8 @@ def chosen(trainer: Any, validation: Validation | None, folder: Path, again: Cal
         return trained(trainer, again)
     if best == 0:
         return again()
-    checkpoint = folder / f"checkpoint-{best}"
+    found = checkpoint(folder, best)
     if isinstance(trainer.model, PeftModel):
-        set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
+        set_peft_model_state_dict(trainer.model, load_file(found / "adapter_model.safetensors"))
         return trainer.model
-    return load_causal(checkpoint, "cpu", all_weights=True)
+    return load_causal(found, "cpu", all_weights=True)

@@ -47,7 +47,7 @@ from cai_plugins.rl.live import Live, Tokens, no_dropout
 from cai_plugins.rl.plugin import OnlineDPOOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
 from cai_plugins.rl.texts import text_rates
-from cai_plugins.rl.validation import Row, Validation, set_aside, told, wanted
+from cai_plugins.rl.validation import Row, Validation, checkpoint, set_aside, told, wanted
 
 
 class OnlineDPO:
@@ -95,10 +95,10 @@ class OnlineDPO:
         scheduler = get_scheduler(options.schedule, optimizer, 0, options.steps)
         folder = self.context.workdir / f"online_dpo-{_identity(policy, usable)}"
 
-        def restored(checkpoint: Path | None) -> _State:
-            if checkpoint is None:
+        def restored(saved: Path | None) -> _State:
+            if saved is None:
                 return _State()
-            return _State(**load_training(checkpoint, {"policy": learnt}, optimizer, scheduler))
+            return _State(**load_training(saved, {"policy": learnt}, optimizer, scheduler))
 
         state = restored(last_whole(folder))
         validation = None
@@ -138,8 +138,8 @@ class OnlineDPO:
 
         result: Any = trained
         best = validation.best if validation is not None else None
-        if best:
-            restored(folder / f"checkpoint-{best}")
+        if best and best != state.step:
+            restored(checkpoint(folder, best))
         elif best == 0:
             result = load_causal(policy, self.context.device, all_weights=options.lora is None)
         save_merged(result, tokenizer, out)

@@ -70,7 +70,7 @@ from cai_plugins.rl.live import Tokens, no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
 from cai_plugins.rl.texts import text_rates
-from cai_plugins.rl.validation import Validation, set_aside, told, wanted
+from cai_plugins.rl.validation import Validation, checkpoint, set_aside, told, wanted
 
 Row = dict[str, float]
 
@@ -185,7 +185,7 @@ class PPO:
 
         best = validation.best if validation is not None else None
         if best and best != state.step:
-            learner.load(folder / f"checkpoint-{best}")
+            learner.load(checkpoint(folder, best))
         given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
         save_merged(learner.trained if given is None else given, tokenizer, out)
         return told(self._result(state, notes), validation, options.steps)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cai_core.errors import UserError
+from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
@@ -21,6 +22,7 @@ from cai_core.types.records import ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import KEEP
+from cai_plugins._torch.checkpoints import is_whole
 from cai_plugins._torch.ranks import gather
 from cai_plugins._torch.seeding import derived
 from cai_plugins.rl.checks import check_signal, shared_rewards
@@ -199,6 +201,18 @@ class Validation:
         variances = [row["heldout_reward_std"] ** 2 for row in (lower, higher)]
         error = math.sqrt(sum(variances) / len(self.prompts))
         return higher["heldout_reward"] - lower["heldout_reward"] > 2 * error
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """That of the best look. Raises ``CAIError`` where the disk has lost it."""
+    found = folder / f"checkpoint-{step}"
+    if not is_whole(found):
+        raise CAIError(
+            f"the checkpoint of the best look, step {step}, is damaged or gone",
+            where=str(found),
+            hint=f"remove {folder} and give the same command again: the stage is made from its beginning",
+        )
+    return found
 
 
 def told(result: TrainResult, validation: Validation | None, last: int) -> TrainResult:
