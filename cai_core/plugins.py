@@ -80,6 +80,8 @@ KINDS: dict[str, Kind] = {
 
 
 LEARNT_FROM = ("prompts", "reward", "label")
+READ = ("answers", "reward", "chains", "training")
+"""What an evaluator may read of a run."""
 INJECTED = ("backend", "prompts", "principle_sampler", "critique_template", "labeler", "trainer", "reward_model")
 """Kinds that a component may ask its context for: those of which a recipe has one."""
 
@@ -417,6 +419,12 @@ def _check_component(kind: Kind, component: Any) -> None:
         raise _Refused(f"{what}: roles {component.roles!r}", f"Give a tuple of roles: {', '.join(ROLES)}.")
     if component.roles_of is not None and not callable(component.roles_of):
         raise _Refused(f"{what}: roles_of is not callable", "Pass a function of options, or leave it out.")
+    for function in ("needs_of", "reads_of"):
+        if getattr(component, function) is not None and not callable(getattr(component, function)):
+            raise _Refused(f"{what}: {function} is not callable", "Pass a function of options, or leave it out.")
+    read: Any = component.reads
+    if not isinstance(read, (tuple, list)) or not all(name in READ for name in read):
+        raise _Refused(f"{what}: reads {read!r}", f"Give a tuple of some of {', '.join(READ)}.")
     sources: Any = component.learns_from
     if not isinstance(sources, (tuple, list)) or not sources or not all(name in LEARNT_FROM for name in sources):
         raise _Refused(f"{what}: learns_from {sources!r}", f"Give a tuple of some of {', '.join(LEARNT_FROM)}.")

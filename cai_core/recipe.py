@@ -105,6 +105,19 @@ class LabelSection(_Model):
     )
 
 
+class HeldoutRewardSection(_Model):
+    """A second reward model, on labels that neither `reward` nor RL sees, to watch RL with (Bai et al. 2022a, 4.2)."""
+
+    share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the labelled conversations, chosen by hash, that it alone learns from (Bai et al. 2022a: "
+        "half)",
+    )
+    reward_model: ComponentRef | None = Field(None, description="null: the one under `reward`")
+
+
 class EvaluateSection(_Model):
     """What is measured on base, SFT and RL model side by side, with held-out prompts."""
 
@@ -113,8 +126,21 @@ class EvaluateSection(_Model):
         min_length=1,
     )
     sampling: SamplingSection = SamplingSection()
+    labeler: ComponentRef | None = Field(None, description="of evaluators that ask one; null: `label.labeler`")
+    principle_sampler: ComponentRef | None = Field(
+        None, description="of evaluators whose labeler asks one; null: `label.principle_sampler`"
+    )
+    reward_model: ComponentRef | None = Field(
+        None, description="of evaluators with a saved reward model, the component that saved it; null: `reward`"
+    )
     models: tuple[str, ...] = Field(
         (), description="which models: base, sft, rl, rl[branch] or a path; empty: all that the recipe has"
+    )
+    best_of: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="also what the policy that RL starts from answers where the reward picks the best of n samples",
     )
 
 
@@ -189,6 +215,9 @@ class Recipe(_Model):
     pairs: PairsSection | None = None
     label: LabelSection | None = None
     reward: ComponentRef | None = None
+    heldout_reward: HeldoutRewardSection | None = Field(
+        None, description="a reward model that RL is watched and stopped with, on labels set apart for it"
+    )
     rl: ComponentRef | None = None
     evaluate: EvaluateSection | None = None
     report: ReportSection | None = ReportSection()
@@ -209,6 +238,8 @@ class Recipe(_Model):
             value = dict(value)
             if isinstance(value.get("label"), str):
                 value["label"] = {"labeler": value["label"]}
+            if isinstance(value.get("heldout_reward"), str):
+                value["heldout_reward"] = {"reward_model": value["heldout_reward"]}
             for section, field in (("evaluate", "evaluators"), ("report", "reporters")):
                 if isinstance(value.get(section), list):
                     value[section] = {field: value[section]}
@@ -318,7 +349,8 @@ def _override(data: dict[str, Any], override: str) -> None:
         if field and isinstance(below, str | list):
             below = {field: [below] if isinstance(below, str) else below}
         elif isinstance(below, str):
-            below = {"labeler" if part == "label" and target is data else "name": below}
+            short = {"label": "labeler", "heldout_reward": "reward_model"} if target is data else {}
+            below = {short.get(part, "name"): below}
         elif below is None:
             below = {}
         if not isinstance(below, dict):
@@ -347,6 +379,7 @@ def _fields(path: Sequence[str | int]) -> list[str]:
         "filters": FiltersSection,
         "pairs": PairsSection,
         "label": LabelSection,
+        "heldout_reward": HeldoutRewardSection,
         "evaluate": EvaluateSection,
         "report": ReportSection,
         "launch": LaunchSection,

@@ -15,6 +15,7 @@ SLOTS: Mapping[tuple[str, str], str] = {
     ("Recipe", "prompts"): "prompts",
     ("Recipe", "sft"): "trainer",
     ("Recipe", "reward"): "reward_model",
+    ("HeldoutRewardSection", "reward_model"): "reward_model",
     ("Recipe", "rl"): "rl_algorithm",
     ("ReviseSection", "critique_template"): "critique_template",
     ("ReviseSection", "principle_sampler"): "principle_sampler",
@@ -40,6 +41,7 @@ def recipe_schema(registry: Registry) -> dict[str, Any]:
     # What ``Recipe`` takes in short.
     properties = schema["properties"]
     properties["label"] = _or(properties["label"], {"$ref": "#/$defs/kind.labeler"})
+    properties["heldout_reward"] = _or(properties["heldout_reward"], {"$ref": "#/$defs/kind.reward_model"})
     properties["launch"] = _or(properties["launch"], {"type": "integer", "minimum": 1, "maximum": 1024})
     for name, kind in (("evaluate", "evaluator"), ("report", "reporter")):
         one = {"$ref": f"#/$defs/kind.{kind}"}

@@ -1,8 +1,9 @@
 """Paired comparisons between two models on the same items, in plain Python (the core has no numpy).
 
 Binary metrics: exact McNemar test; the interval of the difference by Agresti and Min 2005, which never has length 0
-because no item changed. Others: sign-flip permutation test, bootstrap over items. Holm's correction over all
-comparisons of a report. Checked against scipy and by simulation in the tests.
+because no item changed. Others: sign-flip permutation test, bootstrap over items. Items that belong together (turns of
+one conversation, variants of one question) are flipped and drawn together. Holm's correction over all comparisons of a
+report. Checked against scipy and by simulation in the tests.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 
 RESAMPLES = 4000  # standard error of a 2.5 % quantile of p about 0.25 %; our choice, a second for a whole report
 Z_ALPHA, Z_POWER = 1.959964, 0.841621  # two-sided 5 % and power 80 %, the field's custom
+# From so many independent parts on the normal approximation takes the place of resampling: our choice; the two agree to
+# three digits there, and a resample of 100,000 items in plain Python takes minutes.
+LARGE = 5000
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -42,12 +46,42 @@ def sign_flip(differences: Sequence[float], seed: int) -> float:
     return (hits + 1) / (RESAMPLES + 1)
 
 
-def bootstrap_mean(differences: Sequence[float], seed: int) -> tuple[float, float]:
-    """Percentile 95 % interval of the mean over items drawn with replacement."""
+def bootstrap_mean(differences: Sequence[float], seed: int, sizes: Sequence[int] | None = None) -> tuple[float, float]:
+    """95 % interval of the mean over items, from parts drawn with replacement.
+
+    differences: the total of each independent part; ``sizes`` the number of its items, 1 each by default. Percentiles
+    of the bootstrap, set further apart as Hesterberg 2015 does (The American Statistician 69:371, expanded percentile):
+    the bare percentiles are too narrow by about sqrt((n - 1) / n) and by what Student's t is wider than the normal.
+    Under ten parts it still covers less than 95 % where few parts carry most of the difference.
+    """
     rng = random.Random(seed)
     n = len(differences)
-    means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(RESAMPLES))
-    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+    parts = list(zip(differences, sizes or [1] * n, strict=True))
+    if n < 2:
+        value = differences[0] / parts[0][1]
+        return value, value
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = rng.choices(parts, k=n)
+        means.append(sum(total for total, _ in drawn) / sum(size for _, size in drawn))
+    means.sort()
+    tail = 0.5 * math.erfc(math.sqrt(n / (n - 1)) * _student(n - 1) / math.sqrt(2))
+    rank = max(0, math.floor(tail * RESAMPLES))
+    return means[rank], means[RESAMPLES - 1 - rank]
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t by its expansion in 1/degrees (Abramowitz and Stegun 26.7.5); off by less than
+    0.1 % from five degrees of freedom on."""
+    z = Z_ALPHA
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / degrees**power for power, term in enumerate(terms))
 
 
 def agresti_min(only_a: int, only_b: int, n: int) -> tuple[float, float]:
@@ -70,10 +104,31 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def effect_size(first: Sequence[float], second: Sequence[float], *, binary: bool) -> tuple[str, float | None]:
+    """Name and size of the effect (Cohen 1988): h, the difference of two rates on the arcsine scale, or d of paired
+    values, the mean difference over its standard deviation (None where no difference varies)."""
+    n = len(first)
+    if binary:
+        angles = [2 * math.asin(math.sqrt(sum(values) / n)) for values in (first, second)]
+        return "Cohen's h", angles[1] - angles[0]
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    mean = sum(differences) / n
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1)) if n > 1 else 0.0
+    return "Cohen's d", mean / deviation if deviation else None
+
+
 def compare(
-    metric: str, label: str, a: str, b: str, first: Mapping[str, float], second: Mapping[str, float], seed: int
+    metric: str,
+    label: str,
+    a: str,
+    b: str,
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    seed: int,
+    clusters: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
-    """B minus A on the items that both have, or None without any."""
+    """B minus A on the items that both have, or None without any. ``clusters``: item -> what it belongs to; an item
+    that it lacks stands alone."""
     items = sorted(set(first) & set(second))
     if not items:
         return None
@@ -81,16 +136,32 @@ def compare(
     n = len(items)
     mean = sum(differences) / n
     binary = all(value in (0.0, 1.0) for i in items for value in (first[i], second[i]))
-    if binary:
-        only_a, only_b = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
-        p = mcnemar_exact(only_a, only_b)
+    groups: dict[tuple[bool, str], list[float]] = {}
+    for item, difference in zip(items, differences, strict=True):
+        own = (clusters or {}).get(item)
+        groups.setdefault((own is not None, item if own is None else own), []).append(difference)
+    totals, sizes = [sum(group) for group in groups.values()], [len(group) for group in groups.values()]
+    parts = len(totals)
+    # The variance of the mean, robust to what items of one part share: a ratio estimator over parts.
+    spread = sum((total - mean * size) ** 2 for total, size in zip(totals, sizes, strict=True))
+    variance = parts / (parts - 1) * spread / n**2 if parts > 1 else 0.0
+    only_a, only_b = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+    if binary and parts == n:
+        p, test = mcnemar_exact(only_a, only_b), "exact McNemar"
         low, high = agresti_min(only_a, only_b, n)
+    elif parts > LARGE:
+        half = Z_ALPHA * math.sqrt(variance)
+        p, test = _normal(mean, variance), "normal approximation"
+        low, high = mean - half, mean + half
     else:
-        p = sign_flip(differences, seed)
-        low, high = bootstrap_mean(differences, seed)
-    variance = sum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
+        p, test = sign_flip(totals, seed), "sign-flip permutation"
+        low, high = bootstrap_mean(totals, seed, sizes)
+    if binary and low == high:  # items that belong together and all agree: no more is known than of one of each
+        changed = round(abs(mean) * parts)
+        low, high = agresti_min(changed if mean < 0 else 0, changed if mean > 0 else 0, parts)
     if binary and variance == 0:
-        variance = 1 / n  # no item changed: as if one had, rather than a power of 100 %
+        variance = 1 / parts**2  # no item changed: as if one had, rather than a power of 100 %
+    name, effect = effect_size([first[i] for i in items], [second[i] for i in items], binary=binary)
     return {
         "metric": metric,
         "label": label,
@@ -100,10 +171,19 @@ def compare(
         "low": low,
         "high": high,
         "n": n,
+        "clusters": parts if parts < n else None,
+        "raised": only_b,
+        "lowered": only_a,
         "p": p,
-        "test": "exact McNemar" if binary else "sign-flip permutation",
-        "minimum_detectable": (Z_ALPHA + Z_POWER) * math.sqrt(variance / n) if n > 1 else None,
+        "test": test if parts == n else f"{test} by cluster",
+        "effect": effect,
+        "effect_name": name,
+        "minimum_detectable": (Z_ALPHA + Z_POWER) * math.sqrt(variance) if parts > 1 else None,
     }
+
+
+def _normal(mean: float, variance: float) -> float:
+    return math.erfc(abs(mean) / math.sqrt(2 * variance)) if variance else float(mean == 0)
 
 
 def compare_all(metrics: Sequence[Mapping[str, Any]], models: Sequence[str], seed: int) -> list[dict[str, Any]]:
@@ -114,10 +194,17 @@ def compare_all(metrics: Sequence[Mapping[str, Any]], models: Sequence[str], see
         for other in models[1:]:
             a, b = by_key.get((metric_id, models[0])), by_key.get((metric_id, other))
             if a and b:
-                row = compare(metric_id, a["label"], models[0], other, a["per_item"], b["per_item"], seed)
+                clusters = {**(a.get("cluster") or {}), **(b.get("cluster") or {})}
+                items = (a["per_item"], b["per_item"])
+                row = compare(metric_id, a["label"], models[0], other, *items, seed, clusters)
                 if row:
                     found.append(row)
-    for row, adjusted in zip(found, holm([row["p"] for row in found]), strict=True):
+    conclude(found)
+    return found
+
+
+def conclude(rows: Sequence[dict[str, Any]]) -> None:
+    """Add ``p_holm``, corrected over all ``rows``, and ``conclusive``: whether it is below 5 %."""
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
         row["conclusive"] = adjusted < 0.05
-    return found

@@ -18,8 +18,8 @@ from cai_core.store.canonical import content_sha256
 class ComponentUse:
     """A component as a stage uses it. ``options``: all of them, JSON; ``identity_options``: those that a digest
     covers, with the content of files in place of their paths. ``role``: of the model that a backend holds, where that
-    is not the stage's own. ``learns_from``: of an RL algorithm. ``distributed``: whether it trains in
-    several processes."""
+    is not the stage's own. ``learns_from``: of an RL algorithm; ``reads``: of an evaluator. ``distributed``: whether it
+    trains in several processes."""
 
     kind: str
     id: str
@@ -32,6 +32,7 @@ class ComponentUse:
     role: str = ""
     learns_from: tuple[str, ...] = ()
     distributed: bool = False
+    reads: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What the digest of a stage covers of it."""
@@ -100,7 +101,8 @@ class Resolver:
         if kind == "backend":
             identity.pop("model", None)
         component = offer.component
-        needs, learns_from = tuple(component.needs), tuple(component.learns_from) if kind == "rl_algorithm" else ()
+        needs = _of(offer, options, "needs")
+        learns_from = tuple(component.learns_from) if kind == "rl_algorithm" else ()
         if "reward" in learns_from:
             needs = ("reward_model", *needs)
         return ComponentUse(
@@ -111,9 +113,10 @@ class Resolver:
             dumped,
             identity,
             needs,
-            _roles(offer, options),
+            _of(offer, options, "roles"),
             learns_from=learns_from,
             distributed=component.distributed,
+            reads=_of(offer, options, "reads") if kind == "evaluator" else (),
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:
@@ -136,20 +139,21 @@ class Resolver:
                 self.use(kind, ComponentRef(name=name), file, ("options", kind, name), problems)
 
 
-def _roles(offer: Offer, options: Any) -> tuple[str, ...]:
-    """The roles of models that a component with these options asks for."""
-    component = offer.component
-    if component.roles_of is None:
-        return tuple(component.roles)
+def _of(offer: Offer, options: Any, what: str) -> tuple[str, ...]:
+    """``roles``, ``needs`` or ``reads`` of a component with these options."""
+    declared = tuple(getattr(offer.component, what))
+    function = getattr(offer.component, f"{what}_of")
+    if function is None:
+        return declared
     try:
-        asked = set(component.roles_of(options))
+        asked = set(function(options))
     except Exception as error:
-        raise PluginError(f"roles_of failed: {type(error).__name__}: {error}", where=offer.id) from error
-    if unknown := asked - set(component.roles):
+        raise PluginError(f"{what}_of failed: {type(error).__name__}: {error}", where=offer.id) from error
+    if unknown := asked - set(declared):
         raise PluginError(
-            f"roles_of names {', '.join(sorted(map(str, unknown)))}, which `roles` does not", where=offer.id
+            f"{what}_of names {', '.join(sorted(map(str, unknown)))}, which `{what}` does not", where=offer.id
         )
-    return tuple(role for role in component.roles if role in asked)
+    return tuple(name for name in declared if name in asked)
 
 
 def build_component(registry: Registry, spec: dict[str, Any], context: Any) -> Any:

@@ -1,8 +1,9 @@
 """A recipe as a graph of named stage instances.
 
 ``prompts -> revise -> sft -> pairs -> label -> reward -> rl -> answers -> evaluate -> report``, each optional; ``rl``
-takes what its algorithm learns from. Branches share every stage that their overrides leave equal; ``iterate: N``
-repeats pairs -> label -> reward -> rl with the current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]``
+takes what its algorithm learns from. ``heldout_reward`` is a second ``reward`` on labels set apart, for ``rl`` to look
+at. Branches share every stage that their overrides leave equal; ``iterate: N`` repeats pairs -> label -> reward -> rl
+with the current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]``
 (iteration), ``rl[grpo,2]``.
 """
 
@@ -20,7 +21,7 @@ from cai_core.recipe import ComponentRef, Recipe, RecipeFile, SamplingSection
 from cai_core.store.canonical import digest, file_sha256
 from cai_core.types.principles import Constitution
 
-BRANCH_SECTIONS = ("revise", "sft", "pairs", "label", "reward", "rl")
+BRANCH_SECTIONS = ("revise", "sft", "pairs", "label", "reward", "heldout_reward", "rl")
 _TEXT_STAGES = ("revise", "label", "audit")  # the stages that read the constitution's texts
 
 
@@ -74,7 +75,7 @@ class Graph:
             "components": [use.identity() for use in stage.components],
             "models": models,
             "inputs": {name: digests[source] for name, source in stage.inputs.items()},
-            "constitution": self.constitution.digest if stage.kind in _TEXT_STAGES else "",
+            "constitution": self.constitution.digest if _reads_texts(stage) else "",
         }
 
     def external_models(self) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ class _Builder:
                 if kind == "sft":
                     trained[stage_id] = stage_id
         for number in range(1, recipe.iterate + 1):
-            for kind in ("pairs", "label", "reward", "rl"):
+            for kind in ("pairs", "label", "reward", "heldout_reward", "rl"):
                 for branch, stage_id in self._add(kind, variants, latest, number).items():
                     if kind == "rl":
                         trained[stage_id] = stage_id
@@ -248,7 +249,9 @@ class _Builder:
                 return None
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
             models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
-            return Stage("", kind, {"label": latest["label"]}, models, uses)
+            return Stage("", kind, {"label": latest["label"]}, models, uses, _part(recipe, heldout=False))
+        if kind == "heldout_reward":
+            return self._heldout_reward(recipe, latest)
         if recipe.rl is None:
             return None
         uses = self._uses([("rl_algorithm", recipe.rl, ("rl",))], recipe)
@@ -256,8 +259,29 @@ class _Builder:
         if not all([self._needs(f"rl: {recipe.rl.name}", latest, source, path=("rl",)) for source in sources]):
             return None
         inputs = {source: latest[source] for source in sources}
+        if "heldout_reward" in latest:
+            inputs["heldout_reward"] = latest["heldout_reward"]
+            there = {(use.kind, use.role) for use in uses}
+            for use in self._uses([_heldout_model(recipe)], recipe):
+                if use.kind == "reward_model":
+                    uses = (*uses, replace(use, role="heldout"))
+                elif (use.kind, use.role) not in there:
+                    uses = (*uses, use)
         models = self._roles(recipe, uses, {"policy": self._policy(recipe, latest)})
-        return Stage("", kind, inputs, models, uses)
+        settings = _part(recipe, heldout=False) if "label" in sources else {}
+        return Stage("", kind, inputs, models, uses, settings)
+
+    def _heldout_reward(self, recipe: Recipe, latest: Mapping[str, str]) -> Stage | None:
+        """A stage of kind ``reward`` on the other part of the labels."""
+        if recipe.heldout_reward is None or not self._needs("heldout_reward", latest, "label"):
+            return None
+        if recipe.rl is None:
+            hint = "add `rl:`, or leave heldout_reward out: it takes labels away from `reward`"
+            self._problem(("heldout_reward",), "there is no RL to watch with a held-out reward model", hint)
+            return None
+        uses = self._uses([_heldout_model(recipe)], recipe)
+        models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
+        return Stage("", "reward", {"label": latest["label"]}, models, uses, _part(recipe, heldout=True))
 
     def _pairs_from(self, path: Path) -> Stage | None:
         resolved = (self.file.folder / path).resolve()
@@ -274,7 +298,15 @@ class _Builder:
         assert recipe.evaluate is not None
         section = recipe.evaluate
         first = next(iter(latest.values()), {})
-        if not self._needs("evaluate", first, "prompts"):
+        uses = self._uses(
+            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)],
+            recipe,
+            own={kind: getattr(section, kind) for kind in ("labeler", "principle_sampler", "reward_model")},
+        )
+        evaluators = [use for use in uses if use.kind == "evaluator"]
+        reads = {name for use in evaluators for name in use.reads}
+        # Evaluators with items of their own need no prompts; where there are some, the answers are in the report.
+        if (recipe.prompts is not None or "answers" in reads) and not self._needs("evaluate", first, "prompts"):
             return
         wanted = section.models or ("base", *trained)
         models: dict[str, ModelUse] = {}
@@ -286,23 +318,30 @@ class _Builder:
                 models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)
             else:
                 models[name] = ModelUse(name=name)
-            uses = self._uses([], recipe, role="policy")
+            if "prompts" not in first:
+                continue
             self._put(
                 Stage(
                     f"answers[{name}]",
                     "answers",
                     {"prompts": first["prompts"]},
                     {"policy": models[name]},
-                    uses,
+                    self._uses([], recipe, role="policy"),
                     {"sampling": _sampling(section.sampling), "long_prompts": recipe.long_prompts},
                 )
             )
             answers[name] = f"answers[{name}]"
+        if section.best_of is not None:
+            name = self._best_of(section.best_of, recipe, first)
+            answers[name], wanted = f"answers[{name}]", (*wanted, name)
         inputs = {f"answers:{name}": stage for name, stage in answers.items()}
-        uses = self._uses(
-            [("evaluator", ref, ("evaluate", "evaluators", i)) for i, ref in enumerate(section.evaluators)], recipe
-        )
-        if any(use.kind == "reward_model" for use in uses):
+        if "training" in reads and "prompts" in first:
+            inputs["prompts"] = first["prompts"]
+        if "chains" in reads:
+            inputs |= {stage: stage for known in latest.values() if (stage := known.get("revise"))}
+            if not self._needs("an evaluator", first, "revise", path=("evaluate", "evaluators")):
+                return
+        if any("reward_model" in use.needs and "reward" in use.reads for use in evaluators):
             if "reward" in first:
                 inputs["reward"] = first["reward"]
             else:
@@ -314,6 +353,31 @@ class _Builder:
         models = self._roles(recipe, uses, models)
         self._put(Stage("evaluate", "evaluate", inputs, models, uses, {"models": list(wanted)}))
 
+    def _best_of(self, n: int, recipe: Recipe, latest: Mapping[str, str]) -> str:
+        """Add the answers that the reward picks out of ``n`` of the policy that RL starts from; the name of that."""
+        policy = self._policy(recipe, {kind: stage for kind, stage in latest.items() if kind != "policy"})
+        name = f"best_of_{n}[{policy.stage or policy.name}]"
+        if not self._needs("evaluate", latest, "prompts", path=("evaluate", "best_of")):
+            return name
+        if "reward" not in latest:
+            hint = "add `reward: preference`, or leave best_of out"
+            self._problem(("evaluate", "best_of"), "the reward picks the best, and the recipe has no `reward`", hint)
+            return name
+        uses = self._uses([("reward_model", *_default("reward_model", recipe, ""))], recipe, role="policy")
+        assert recipe.evaluate is not None
+        if recipe.evaluate.sampling.temperature == 0:
+            hint = "sample at a temperature above 0, or leave best_of out"
+            self._problem(("evaluate", "best_of"), f"at temperature 0 all {n} samples are the same", hint)
+        settings = {
+            "sampling": _sampling(recipe.evaluate.sampling),
+            "long_prompts": recipe.long_prompts,
+            "best_of": n,
+        }
+        inputs = {"prompts": latest["prompts"], "reward": latest["reward"]}
+        models = self._roles(recipe, uses, {"policy": policy})
+        self._put(Stage(f"answers[{name}]", "answers", inputs, models, uses, settings))
+        return name
+
     def _uses(
         self,
         wanted: list[tuple[str, ComponentRef, tuple[str | int, ...]]],
@@ -321,8 +385,9 @@ class _Builder:
         *,
         backend: bool = True,
         role: str = "",
+        own: Mapping[str, ComponentRef | None] | None = None,
     ) -> tuple[ComponentUse, ...]:
-        """Resolve ``wanted``, what those declare to need and the backend."""
+        """Resolve ``wanted``, what those declare to need and the backend. own: kind -> what ``evaluate`` names."""
         uses: list[ComponentUse] = []
         needs: list[str] = []
         for kind, ref, path in wanted:
@@ -337,6 +402,8 @@ class _Builder:
             if any(use.kind == kind for use in uses):
                 continue
             ref, path = _default(kind, recipe, role)
+            if chosen := (own or {}).get(kind):
+                ref, path = chosen, ("evaluate", kind)
             use = self.resolver.use(kind, ref, self.file, path, self.problems)
             if use is not None:
                 uses.append(use)
@@ -432,6 +499,27 @@ def _default(kind: str, recipe: Recipe, role: str) -> tuple[ComponentRef, tuple[
         template = recipe.revise.critique_template if recipe.revise else ComponentRef(name="cai-core/chat")
         return template, ("revise", "critique_template")
     return recipe.prompts or ComponentRef(name="cai-core/builtin"), ("prompts",)
+
+
+def _part(recipe: Recipe, *, heldout: bool) -> dict[str, Any]:
+    """Which labels a stage learns from: settings that a recipe without a held-out reward model does not have."""
+    section = recipe.heldout_reward
+    return {} if section is None else {"part": {"share": section.share, "heldout": heldout}}
+
+
+def _heldout_model(recipe: Recipe) -> tuple[str, ComponentRef, tuple[str | int, ...]]:
+    assert recipe.heldout_reward is not None
+    if recipe.heldout_reward.reward_model is not None:
+        return "reward_model", recipe.heldout_reward.reward_model, ("heldout_reward", "reward_model")
+    return ("reward_model", *_default("reward_model", recipe, ""))
+
+
+def _reads_texts(stage: Stage) -> bool:
+    """Whether the constitution's texts are part of what it does: also where an evaluator or RL asks a labeler."""
+    return stage.kind in _TEXT_STAGES or (
+        stage.kind in ("evaluate", "rl")
+        and any(use.kind in ("labeler", "principle_sampler") for use in stage.components)
+    )
 
 
 def _sampling(section: SamplingSection) -> dict[str, Any]:

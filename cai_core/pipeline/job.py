@@ -17,10 +17,12 @@ from cai_core.registry import Registry
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import derive_seed
 from cai_core.store.ledger import SQLiteLedger
+from cai_core.text.parts import held_back
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Principle, constitution_from
 from cai_core.types.prompts import Prompt
-from cai_core.types.reward import Preference
+from cai_core.types.records import Conversation
+from cai_core.types.reward import Preference, RewardModel
 
 SCHEMA_VERSION = 1
 
@@ -100,6 +102,7 @@ class Job:
         self.constitution = constitution_from(spec.constitution)
         self._backends: dict[str, Backend] = {}
         self._components: dict[str, Any] = {}
+        self._heldout_reward: RewardModel | None = None
         self._ledgers: dict[str, SQLiteLedger] = {}
 
     # what components may use -------------------------------------------------------------------------------------
@@ -129,6 +132,12 @@ class Job:
             self._components[kind] = built
         return self._components[kind]
 
+    def reward_model(self, folder: Path) -> RewardModel:
+        """See ``StageContext``."""
+        built: RewardModel = build_component(self.registry, self.component_spec("reward_model"), self)
+        built.load(folder)
+        return built
+
     def preferences(self) -> list[Preference]:
         """See ``StageContext``."""
         if "label" not in self.spec.inputs:
@@ -136,7 +145,21 @@ class Job:
                 "a component asked for the run's labels",
                 hint='an algorithm that learns from them must name "label" in `learns_from` of Component',
             )
-        return preferences(self.input("label"))[0]
+        return [pair for pair in preferences(self.input("label"))[0] if self.may_learn(pair.prompt)]
+
+    def may_learn(self, prompt: Conversation) -> bool:
+        """See ``StageContext``."""
+        part = self.spec.settings.get("part")
+        return part is None or held_back(prompt, part["share"]) == part["heldout"]
+
+    def heldout_reward(self) -> RewardModel | None:
+        """See ``StageContext``."""
+        if self._heldout_reward is None and "heldout_reward" in self.spec.inputs:
+            spec = self.component_spec("reward_model", "heldout")
+            model: RewardModel = build_component(self.registry, spec, self)
+            model.load(self.input("heldout_reward").path / "model")
+            self._heldout_reward = model
+        return self._heldout_reward
 
     # what stage functions use ------------------------------------------------------------------------------------
 
@@ -227,6 +250,10 @@ class Job:
     def unit_seed(self, *identity: Any) -> int:
         """The seed of a unit, from the run's seed and the unit's identity alone."""
         return derive_seed(self.spec.seed, *identity)
+
+    def retried(self) -> int:
+        """How many units of this stage failed in an earlier attempt and were asked for again."""
+        return sum(ledger.retried for ledger in self._ledgers.values())
 
     def close(self) -> None:
         """Close backends and ledgers."""

@@ -7,11 +7,14 @@ Every number comes from an artifact of the run. What is missing, failed or too s
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cai_core import __version__
+from cai_core.calibration import reliability
 from cai_core.pipeline.compare import compare_all
+from cai_core.pipeline.headline import HARMLESS, HELPFUL, OVER_REFUSAL, headline, metrics_for
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
 from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, LABELS, PROMPTS
@@ -40,17 +43,21 @@ def build_results(job: Job) -> dict[str, Any]:
         "run": {"id": recipe.get("run_id", ""), "recipe_name": recipe.get("name", "")},
         "recipe_text": recipe.get("text", ""),
         "constitution": dict(job.spec.constitution),
-        "models": [{"name": m, "label": _model_label(m), **recipe.get("model_sources", {}).get(m, {})} for m in models],
+        "models": [{"name": m, "label": model_label(m), **recipe.get("model_sources", {}).get(m, {})} for m in models],
         "metrics": _merge(metrics, models),
         "comparisons": comparisons,
         "audit": audit,
         "labels": labels,
         "reward_models": _reward_models(artifacts),
+        "scores": _scores(artifacts),
         "chains": _chains(artifacts),
         "pairs": _pairs(artifacts),
         "curves": _curves(artifacts),
         "samples": _samples(artifacts, models),
         "stages": stages,
+        "quality": _quality(artifacts),
+        "calibration": _calibration(artifacts),
+        "looks": _looks(artifacts),
         "provenance": {
             "cai_version": __version__,
             "components": recipe.get("components", []),
@@ -60,6 +67,11 @@ def build_results(job: Job) -> dict[str, Any]:
             "command": recipe.get("command", ""),
         },
     }
+    results["revisions"] = _revisions(results["chains"])
+    results["principles"] = _principles(results)
+    results["frontier"] = _frontier(results)
+    results["missing"] = _missing(results)
+    results["headline"] = headline(results)
     results["findings"] = [*_judge_findings(audits, artifacts), *_findings(results)]
     return results
 
@@ -91,7 +103,7 @@ def _merge(metrics: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[
     return list(merged.values())
 
 
-def _model_label(name: str) -> str:
+def model_label(name: str) -> str:
     kind, _, tag = name.partition("[")
     words = {"base": "base model", "sft": "SL-CAI (SFT)", "rl": "RL-CAI (RL)"}
     label = words.get(kind, name)
@@ -113,6 +125,7 @@ def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
         "failed": info.get("failed", {}),
         "tokens_in": info.get("tokens_in", 0),
         "tokens_out": info.get("tokens_out", 0),
+        "retried": info.get("retried", 0),
         "notes": list(info.get("notes", [])),
     }
 
@@ -197,7 +210,183 @@ def _chains(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for _, artifact in _of_kind(artifacts, "revise"):
         rows += [row for row in read_table(artifact.path / "chains.parquet", CHAINS) if row["kind"] == "red_team"]
-    return [{**row, "rounds": row["rounds"] or []} for row in rows]
+    return [{**row, "rounds": list(_rounds(row))} for row in rows]
+
+
+def _rounds(chain: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """With ``change``: the share of words that the revision changed, None where there is no revision."""
+    before = chain["answer"]
+    for draft in chain["rounds"] or ():
+        after = draft["revision"]
+        yield {**draft, "change": None if before is None or after is None else _change(before, after)}
+        before = before if after is None else after
+
+
+def _change(before: str, after: str) -> float:
+    """One less the share of words in common, as a multiset (Dice): 0 for the same words, 1 for none in common."""
+    ours, theirs = Counter(before.split()), Counter(after.split())
+    total = ours.total() + theirs.total()
+    return 1 - 2 * (ours & theirs).total() / total if total else 0.0
+
+
+def _scores(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """What evaluators said of every item for every model; ``item`` once, where it is no held-out prompt."""
+    found: list[dict[str, Any]] = []
+    for _, artifact in _of_kind(artifacts, "evaluate"):
+        prompts, seen = _heldout(artifacts), set()
+        for row in read_table(artifact.path / "rows.parquet", EVAL_ROWS):
+            key = (row["evaluator"], row["id"])
+            item = None if row["id"] in prompts or key in seen else row["payload"]
+            seen.add(key)
+            scored = {k: row[k] for k in ("evaluator", "model", "id", "failure")}
+            found.append({**scored, "values": row["values"] or {}, "item": item})
+    return found
+
+
+def _heldout(artifacts: Mapping[str, Artifact]) -> set[str]:
+    found: set[str] = set()
+    for _, artifact in _of_kind(artifacts, "answers"):
+        found |= {row["prompt_id"] for row in read_table(artifact.path / "answers.parquet", ANSWERS)}
+    return found
+
+
+def _quality(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """What was left out of the data on its way, per stage: ``kept``, ``dropped`` (reason -> n), ``contamination``."""
+    found = []
+    for name, artifact in artifacts.items():
+        info, entry = artifact.info, dict[str, Any](stage=name)
+        if artifact.kind == "prompts":
+            entry |= {"kept": info.get("ok"), "contamination": info.get("contamination")}
+        elif artifact.kind == "revise":
+            entry |= {"kept": info.get("examples"), "dropped": info.get("dropped") or {}}
+        elif artifact.kind == "pairs":
+            entry |= {"kept": info.get("pairs"), "equal_answers": info.get("equal_answers")}
+        elif artifact.kind in ("reward", "rl") and info.get("unlabelled") is not None:
+            entry |= {"kept": info.get("ok"), "dropped": {"no label": info["unlabelled"]} if info["unlabelled"] else {}}
+        else:
+            continue
+        empty: dict[str, Any] = {"dropped": {}, "contamination": None, "equal_answers": None}
+        found.append({**empty, **entry, "cut_prompts": info.get("cut_prompts") or 0})
+    return found
+
+
+def _calibration(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """How often the judge is right when it is so and so sure, as the paper's Figure 9: one entry per audit."""
+    found = []
+    for name, artifact in _of_kind(artifacts, "audit"):
+        rows = read_table(artifact.path / "rows.parquet", EVAL_ROWS)
+        p = [row["values"]["p_better"] for row in rows if (row["values"] or {}).get("p_better") is not None]
+        if p:
+            found.append({"stage": name, "n": len(p), "bins": reliability(p, [1.0] * len(p))})
+    return found
+
+
+def _looks(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """RL stages whose policy was looked at on the way: reward, held-out reward and KL per step, and which was kept."""
+    found = []
+    for name, artifact in _of_kind(artifacts, "rl"):
+        looked = _load(artifact, "training.json")["extra"].get("validation") or {}
+        if rows := looked.get("rows"):
+            kept = {key: looked.get(key) for key in ("best", "stopped", "why", "prompts", "answers")}
+            found.append({"stage": name, **kept, "rows": rows})
+    return found
+
+
+def _revisions(chains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per round: revisions, those that changed nothing, mean share of words changed, mean length in words."""
+    found = []
+    for number in range(max((len(chain["rounds"]) for chain in chains), default=0)):
+        drafts = [chain["rounds"][number] for chain in chains if len(chain["rounds"]) > number]
+        there = [draft for draft in drafts if draft["revision"] is not None]
+        changes = [draft["change"] for draft in there if draft["change"] is not None]
+        found.append(
+            {
+                "round": number + 1,
+                "n": len(there),
+                "failed": len(drafts) - len(there),
+                "unchanged": sum(change == 0 for change in changes),
+                "change": sum(changes) / len(changes) if changes else None,
+                "words": sum(len(draft["revision"].split()) for draft in there) / len(there) if there else None,
+            }
+        )
+    return found
+
+
+def _principles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each principle of the constitution did: how often it was drawn, how much the revisions under it changed, and
+    how its labels agree with the label of all and with people."""
+    drafts: dict[str, list[Mapping[str, Any]]] = {}
+    for chain in results["chains"]:
+        for draft in chain["rounds"]:
+            drafts.setdefault(draft["principle_id"], []).append(draft)
+    labelled = {entry["id"]: entry for entry in (results["labels"] or {}).get("by_principle", ())}
+    if not drafts and not labelled:
+        return []
+    names = [principle["id"] for principle in results["constitution"].get("principles") or ()]
+    found = []
+    for name in dict.fromkeys([*names, *drafts, *labelled]):
+        changes = [draft["change"] for draft in drafts.get(name, ()) if draft["change"] is not None]
+        label: Mapping[str, Any] = labelled.get(name) or {}
+        found.append(
+            {
+                "id": name,
+                "drawn": len(drafts.get(name, ())),
+                "revised": len(changes),
+                "unchanged": sum(change == 0 for change in changes),
+                "change": sum(changes) / len(changes) if changes else None,
+                "labelled": label.get("n", 0),
+                **{key: label.get(key) for key in ("mean_gap", "flip_rate", "agreement", "human_accuracy")},
+            }
+        )
+    return found
+
+
+def _frontier(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Every model as a point: harmlessness against helpfulness, with over-refusal beside it. From the first pair of
+    metrics of one evaluator that measures both."""
+
+    def better(names: Sequence[str], evaluator: str) -> Mapping[str, Any] | None:
+        return next(
+            (m for m in metrics_for(results, names) if m["evaluator"] == evaluator and m["direction"] != "none"), None
+        )
+
+    harmless = [m for m in metrics_for(results, HARMLESS) if m["direction"] != "none"]
+    for metric in harmless:
+        other = better(HELPFUL, metric["evaluator"])
+        if other is None:
+            continue
+        refusals = next(iter(metrics_for(results, OVER_REFUSAL)), None)
+        points = []
+        for model in results["models"]:
+            x, y = (m["values"].get(model["name"]) for m in (other, metric))
+            if x and y and x["value"] is not None and y["value"] is not None:
+                over = refusals["values"].get(model["name"]) if refusals else None
+                point = {"model": model["name"], "helpful": dict(x), "harmless": dict(y)}
+                points.append(point | {"over_refusal": dict(over) if over else None})
+        if len(points) > 1:
+            keys = ("id", "label", "unit", "direction", "note")
+            return {
+                "helpful": {key: other[key] for key in keys},
+                "harmless": {key: metric[key] for key in keys},
+                "points": points,
+            }
+    return None
+
+
+def _missing(results: Mapping[str, Any]) -> list[str]:
+    """What is not there, or was not there at first: a sentence each."""
+    found = []
+    for stage in results["stages"]:
+        if stage["failed"]:
+            total = stage["ok"] + sum(stage["failed"].values())
+            kinds = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
+            found.append(f"{stage['name']}: {sum(stage['failed'].values())} of {total} units have no result ({kinds}).")
+        if stage["retried"]:
+            found.append(f"{stage['name']}: {stage['retried']} units failed at first and were asked for again.")
+    unscored = sorted({m["label"] for m in results["metrics"] for v in m["values"].values() if v["value"] is None})
+    if unscored:
+        found.append(f"Without a score for some model: {', '.join(unscored)}.")
+    return found
 
 
 def _pairs(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -334,12 +523,8 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 + _direction_note(row, results["metrics"]),
             )
         )
-    failed = {stage["name"]: stage["failed"] for stage in results["stages"] if stage["failed"]}
-    if failed:
-        text = "; ".join(
-            f"{name}: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()) for name, kinds in failed.items()
-        )
-        findings.append(_finding("warning", "Some units have no result", f"They are rows with their reason. {text}."))
+    if results["missing"]:
+        findings.append(_finding("warning", "Not everything is here", " ".join(results["missing"])))
     for stage in results["stages"]:
         for note in stage["notes"]:
             findings.append(_finding("info", f"Note of the stage {stage['name']}", note))

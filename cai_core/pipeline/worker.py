@@ -102,6 +102,7 @@ def run_job(spec: JobSpec, emit: Any, number: int = 0) -> None:
             return
         info["notes"] = [*info.get("notes", ()), *warned.texts]
         info["constitution"] = {key: spec.constitution[key] for key in ("id", "version", "digest")}
+        info["retried"] = job.retried()
         info["seconds"] = round(time.monotonic() - start, 1)
         if spec.launch is not None:
             info["launch"] = {**spec.launch, "ran_as": _ran_as()}

@@ -63,6 +63,7 @@ class SQLiteLedger:
     def __init__(self, path: Path, *, attempt: int = 0) -> None:
         self.path = path
         self.attempt = attempt
+        self.retried = 0  # units looked up by ``done`` that failed in an earlier attempt and were, or are, asked again
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -96,6 +97,7 @@ class SQLiteLedger:
     def done(self, keys: Sequence[str]) -> dict[str, Row]:
         """See ``Ledger``."""
         found: dict[str, Row] = {}
+        again: list[str] = []
         try:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 some = list(keys[start : start + _KEYS_PER_QUERY])
@@ -103,9 +105,11 @@ class SQLiteLedger:
                 query = f"SELECT {_COLUMNS} FROM units WHERE key IN ({marks}) ORDER BY attempt"
                 for record in self._db.execute(query, some):
                     row = _row(record)
+                    again += [row.key] * (row.key in found)
                     found[row.key] = row
         except sqlite3.Error as error:
             raise _problem(self.path, error) from error
+        self.retried += len({*again, *(key for key, row in found.items() if self._again(row))})
         return {key: row for key, row in found.items() if not self._again(row)}
 
     def append(self, rows: Iterable[Row]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution, Principle
-from cai_core.types.reward import Preference
+from cai_core.types.records import Conversation
+from cai_core.types.reward import Preference, RewardModel
 
 PRINCIPLES = (
     Principle(
@@ -58,7 +59,7 @@ class TestProgress:
 
 class TestContext:
     """A ``StageContext``. backends: role -> backend, "" for all other roles. components: kind -> object.
-    labels: for ``preferences``."""
+    labels: for ``preferences``. heldout: for ``heldout_reward``."""
 
     __test__ = False
 
@@ -72,6 +73,7 @@ class TestContext:
         constitution: Constitution = CONSTITUTION,
         stop_at: int | None = None,
         labels: Sequence[Preference] | None = None,
+        heldout: RewardModel | None = None,
     ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         self.seed = seed
@@ -82,6 +84,7 @@ class TestContext:
         self.backends = dict(backends or {})
         self.components = dict(components or {})
         self.labels = labels
+        self.heldout = heldout
 
     def backend(self, role: str) -> Backend:
         """The backend of this role."""
@@ -95,8 +98,20 @@ class TestContext:
             raise AssertionError(f"the component asked for a {kind}; name it in `needs` of Component and of the test")
         return self.components[kind]
 
+    def reward_model(self, folder: Path) -> Any:
+        """The reward model among the components, whatever the folder."""
+        return self.component("reward_model")
+
     def preferences(self) -> Sequence[Preference]:
         """The labels given."""
         if self.labels is None:
             raise AssertionError('the component asked for labels; name "label" in `learns_from` of Component and here')
         return self.labels
+
+    def may_learn(self, prompt: Conversation) -> bool:
+        """From all."""
+        return True
+
+    def heldout_reward(self) -> RewardModel | None:
+        """The one given."""
+        return self.heldout

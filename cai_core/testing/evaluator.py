@@ -38,9 +38,7 @@ class EvaluatorConformance(Conformance):
         answers = []
         for model in ("base", "rl"):
             for number in range(12):
-                prompt = Prompt(
-                    f"p{number}", (Message("user", f"Question {number}?"),), KINDS[number % 3], "heldout"
-                )
+                prompt = Prompt(f"p{number}", (Message("user", f"Question {number}?"),), KINDS[number % 3], "heldout")
                 text = TEXTS[(number + (model == "rl")) % len(TEXTS)]
                 answers.append(Answer(model, prompt, text))
         return EvalInput(("base", "rl"), tuple(answers))
@@ -54,7 +52,7 @@ class EvaluatorConformance(Conformance):
         """All units run, those of one model together."""
         units = list(evaluator.units(self.given()))
         found: list[EvalRow] = []
-        for model in self.given().models:
+        for model in dict.fromkeys(unit.model for unit in units):
             mine = [unit for unit in units if unit.model == model]
             rows = list(evaluator.run(mine)) if mine else []
             assert sorted((row.id, row.model) for row in rows) == sorted((unit.id, unit.model) for unit in mine)
@@ -68,7 +66,8 @@ class EvaluatorConformance(Conformance):
         assert units
         assert all(isinstance(unit, EvalUnit) for unit in units)
         assert len({(unit.id, unit.model) for unit in units}) == len(units)
-        assert {unit.model for unit in units} <= set(self.given().models)
+        others = {"judge", "reward_model", *(chain.source for chain in self.given().chains)}
+        assert {unit.model for unit in units} <= {*self.given().models, *others}
         assert list(evaluator.units(self.given())) == units
         for unit in units:
             json.dumps(dict(unit.payload), allow_nan=False)

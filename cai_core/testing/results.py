@@ -40,6 +40,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "revision_request": text,
             "revision": text,
             "failure": None,
+            "change": 0.3,
         },
         {
             "principle_id": text,
@@ -48,6 +49,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "revision_request": text,
             "revision": None,
             "failure": failure,
+            "change": None,
         },
     ]
     return {
@@ -57,6 +59,81 @@ def results(text: str = "plain words") -> dict[str, Any]:
         "run": {"id": text, "recipe_name": text},
         "recipe_text": text,
         "findings": [{"level": level, "title": text, "text": text} for level in ("warning", "info")],
+        "headline": [
+            {"question": text, "answer": text, "text": text, "level": level}
+            for level in ("good", "bad", "unsure", "info")
+        ],
+        "missing": [text],
+        "frontier": {
+            **{
+                axis: {"id": axis, "label": text, "unit": "score", "direction": direction, "note": text}
+                for axis, direction in (("helpful", "higher"), ("harmless", "lower"))
+            },
+            "points": [
+                {"model": m, "helpful": value, "harmless": value, "over_refusal": over}
+                for m, value, over in (
+                    ("base", {**interval(0.2), "failed": 0}, {**interval(0.1), "failed": 0}),
+                    ("sft", {**interval(0.4), "failed": 0}, None),
+                )
+            ],
+        },
+        "calibration": [
+            {"stage": text, "n": 80, "bins": [{"n": 80, "confidence": 0.6, "right": 0.5, "low": 0.4, "high": 0.6}]}
+        ],
+        "looks": [
+            {
+                "stage": text,
+                "best": 10.0,
+                "stopped": None,
+                "why": text,
+                "prompts": 4,
+                "answers": 8,
+                "rows": [
+                    {"step": step, "reward": step / 10, "heldout_reward": 1 - step / 20, "kl": step / 5}
+                    for step in (0.0, 10.0, 20.0)
+                ],
+            }
+        ],
+        "principles": [
+            {
+                "id": text,
+                "drawn": 2,
+                "revised": 1,
+                "unchanged": 0,
+                "change": 0.3,
+                "labelled": 1,
+                "mean_gap": 0.1,
+                "flip_rate": None,
+                "agreement": None,
+                "human_accuracy": 0.5,
+            }
+        ],
+        "revisions": [{"round": 1, "n": 1, "failed": 0, "unchanged": 0, "change": 0.3, "words": 12.0}],
+        "quality": [
+            {
+                "stage": text,
+                "kept": 3,
+                "dropped": {text: 1},
+                "contamination": {
+                    "policy": text,
+                    "count": 1,
+                    "pairs": [{"train": text, "heldout": text, "similarity": 0.9}],
+                },
+                "equal_answers": 1,
+                "cut_prompts": 1,
+            }
+        ],
+        "scores": [
+            {
+                "evaluator": text,
+                "model": model,
+                "id": text,
+                "values": values,
+                "failure": None if values else failure,
+                "item": {"prompt": text, "better": text} if model == "base" else None,
+            }
+            for model, values in (("base", {"grade": text, "score": 0.5}), ("sft", {}))
+        ],
         "constitution": {
             "id": text,
             "version": text,
@@ -84,6 +161,11 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "p_holm": 0.4,
                 "test": text,
                 "conclusive": False,
+                "clusters": None,
+                "raised": 3,
+                "lowered": 1,
+                "effect": 0.4,
+                "effect_name": text,
                 "minimum_detectable": None,
             }
         ],
@@ -228,6 +310,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "failed": {"unparseable": 1},
                 "tokens_in": 10,
                 "tokens_out": 12,
+                "retried": 1,
                 "notes": [text],
             },
             {
@@ -242,6 +325,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "failed": {},
                 "tokens_in": 0,
                 "tokens_out": 0,
+                "retried": 0,
                 "notes": [],
             },
         ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from cai_core.testing.base import Conformance, local_model
 from cai_core.testing.context import Interrupted
 from cai_core.testing.training import check_model, check_result, same_weights
 from cai_core.types.backend import GenerateRequest, Sampling
+from cai_core.types.labeler import Comparison, Label
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message, ModelInput
 from cai_core.types.reward import Exchange, NoReward, Preference
@@ -45,12 +46,30 @@ class Broken(LetterE):
         return [math.nan] * len(exchanges)
 
 
+class Letters:
+    """A labeler that prefers the answer with more of the letter e."""
+
+    def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+        """See the class."""
+        for c in comparisons:
+            a, b = LetterE().score([Exchange("", (), text) for text in (c.response_a, c.response_b)])
+            yield Label(c.id, 1 / (1 + math.exp(40 * (b - a))))
+
+
+class Unsure(Letters):
+    """A labeler whose probabilities are not numbers."""
+
+    def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+        """NaN for every comparison."""
+        yield from (Label(c.id, math.nan) for c in comparisons)
+
+
 class RLAlgorithmConformance(Conformance):
-    """See ``Conformance``. ``options`` must be enough to raise the share of one letter in a tiny model's answers.
-    short: options for a run of a few steps. frozen: those that make the learning rate zero, and ``frozen_needs`` of
-    components that it needs. learns_from: as the component declares it. checkpointed: options with a
-    checkpoint at every step or two. stop_at: number of the progress report at which the crash comes, after the first
-    checkpoint and before the end of a short run."""
+    """See ``Conformance``. ``options`` must be enough to raise the share of one letter in a tiny model's answers. Where
+    ``needs`` names a labeler, one that counts that letter takes its place. short: options for a run of a few steps.
+    frozen: those that make the learning rate zero, and ``frozen_needs`` of components that it needs. learns_from: as
+    the component declares it. checkpointed: options with a checkpoint at every step or two. stop_at: number of the
+    progress report at which the crash comes, after the first checkpoint and before the end of a short run."""
 
     kind = "rl_algorithm"
     learns_from: ClassVar[tuple[str, ...]] = ("prompts", "reward")
@@ -85,6 +104,7 @@ class RLAlgorithmConformance(Conformance):
         needs: Mapping[str, Mapping[str, Any]] | None = None,
         prompts: Sequence[Prompt] | None = None,
         labels: Sequence[Preference] | None = None,
+        labeler: Any = None,
         **changed: Any,
     ) -> TrainResult:
         """One training by a new object, which is given what it declares to learn from."""
@@ -98,6 +118,8 @@ class RLAlgorithmConformance(Conformance):
             prompts = self.prompts()
         reward = (reward or LetterE()) if "reward" in self.learns_from else NoReward()
         context = self.context(folder, stop_at=stop_at, backend=local_model(policy), changed=needs, labels=labels)
+        if "labeler" in self.needs:
+            context.components["labeler"] = labeler or Letters()
         algorithm: RLAlgorithm = self.make(context, **changed)
         return algorithm.train(policy, prompts, reward, out)
 
@@ -157,10 +179,11 @@ class RLAlgorithmConformance(Conformance):
         assert [dict(row) for row in again.curve] == [dict(row) for row in whole.curve]
 
     def test_a_reward_that_is_no_number_stops_it(self, tmp_path: Path, cai_tiny_model: Path) -> None:
-        """Nothing is learnt from NaN, be it a reward or a label: ``CAIError``."""
+        """Nothing is learnt from NaN, be it a reward, a label or a labeler's: ``CAIError``."""
         labels = [replace(pair, p_a=math.nan) for pair in self.labels(cai_tiny_model)]
+        broken: dict[str, Any] = {"reward": Broken(), "labels": labels, "labeler": Unsure()}
         with pytest.raises(CAIError):
-            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", reward=Broken(), labels=labels, **self.short)
+            self.train(tmp_path / "w", cai_tiny_model, tmp_path / "out", **broken, **self.short)
         assert not (tmp_path / "out").exists()
 
     def test_no_prompt_is_the_users_error(self, tmp_path: Path, cai_tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -62,7 +62,8 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     B with the probability ``p_chosen`` that ``cai export`` writes (or ``p_a``), else with p_a = 1. Answers are texts or
     lists of turns that end with the answer. Without ``prompt``, ``chosen`` and ``rejected`` are whole transcripts as in
     hh-rlhf. ``corrects`` and ``incorrects`` with a finished multiple-choice ``prompt`` are the form of the paper's
-    evaluations. Ids are made from the content where there is none.
+    evaluations; alone, the transcripts ``text_correct`` and ``text_incorrect`` are ``chosen`` and ``rejected``. Ids are
+    made from the content where there is none.
     ``source`` (text) and ``weight`` (a number above 0) may stand in any row. Two transcripts that part before their
     last answers, as a few in hh-rlhf do, are a pair with a ``failure``.
     Raises ``UserError`` with file and line on anything else, and where there is no pair.
@@ -70,39 +71,26 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     found: list[Pair] = []
     seen: Counter[str] = Counter()
     given: dict[str, int] = {}
-    try:
-        with _open(path) as file:
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                where = f"{path} line {number}"
-                if len(raw) > MAX_LINE_BYTES:
-                    raise UserError(f"the line is longer than {MAX_LINE_BYTES:,} bytes", where=where)
-                if not raw.strip():
-                    continue
-                try:
-                    row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-                    pair = _pair(row, number)
-                except (ValueError, RecursionError) as error:
-                    problem = "not JSON in UTF-8" if isinstance(error, (UnicodeError, json.JSONDecodeError)) else error
-                    hint = 'for example {"prompt": "...", "a": "...", "b": "..."}'
-                    raise UserError(str(problem), where=where, hint=hint) from error
-                if "id" in row:
-                    if pair.id in given:
-                        raise UserError(
-                            f"the id {pair.id!r} is in line {given[pair.id]} too", where=where, hint="ids are unique"
-                        )
-                    given[pair.id] = number
-                else:
-                    seen[pair.id] += 1
-                    if seen[pair.id] > 1:
-                        pair = replace(pair, id=f"{pair.id}-{seen[pair.id]}")
-                found.append(pair)
-                if limit and len(found) == limit:
-                    break
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short, and a damaged one
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"the file cannot be read: {reason}", where=str(path)) from error
+    hint = 'for example {"prompt": "...", "a": "...", "b": "..."}'
+    for number, row in json_lines(path, hint):
+        where = f"{path} line {number}"
+        try:
+            pair = _pair(row, number)
+        except ValueError as error:
+            raise UserError(str(error), where=where, hint=hint) from error
+        if "id" in row:
+            if pair.id in given:
+                raise UserError(
+                    f"the id {pair.id!r} is in line {given[pair.id]} too", where=where, hint="ids are unique"
+                )
+            given[pair.id] = number
+        else:
+            seen[pair.id] += 1
+            if seen[pair.id] > 1:
+                pair = replace(pair, id=f"{pair.id}-{seen[pair.id]}")
+        found.append(pair)
+        if limit and len(found) == limit:
+            break
     if not found:
         raise UserError("the file has no pair", where=str(path))
     if all(pair.failure for pair in found):
@@ -135,6 +123,32 @@ def left_out(reasons: Sequence[str]) -> str:
     return "; ".join(f"{n} of {len(reasons)} pairs left out: {reason}" for reason, n in sorted(counts.items()))
 
 
+def json_lines(path: Path, hint: str = "") -> Iterator[tuple[int, Any]]:
+    """Line number and value of each line of a ``.jsonl`` or ``.jsonl.gz`` file that is not blank.
+
+    Raises ``UserError`` with file and line on what is not JSON in UTF-8, and on a line of more than 10 MB.
+    """
+    try:
+        with _open(path) as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                where = f"{path} line {number}"
+                if len(raw) > MAX_LINE_BYTES:
+                    raise UserError(f"the line is longer than {MAX_LINE_BYTES:,} bytes", where=where)
+                if not raw.strip():
+                    continue
+                try:
+                    row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except (ValueError, RecursionError) as error:
+                    problem = "not JSON in UTF-8" if isinstance(error, (UnicodeError, json.JSONDecodeError)) else error
+                    raise UserError(str(problem), where=where, hint=hint) from error
+                yield number, row
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short, and a damaged one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the file cannot be read: {reason}", where=str(path)) from error
+
+
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
@@ -144,6 +158,8 @@ def _pair(row: Any, number: int) -> Pair:
         raise ValueError("not a JSON object")
     if {"corrects", "incorrects"} <= set(row):
         row = _choice(row)
+    elif {"text_correct", "text_incorrect"} <= set(row) and "prompt" not in row:
+        row = {**row, "chosen": row["text_correct"], "rejected": row["text_incorrect"]}
     names = next((n for n in (("a", "b"), ("chosen", "rejected"), ("better", "worse")) if set(n) <= set(row)), None)
     if names is None:
         raise ValueError("the row has neither `a` and `b` nor `chosen` and `rejected` (or `better` and `worse`)")

@@ -28,6 +28,7 @@ class Component(Generic[P_co]):
     revision: raised by the author whenever the same options give other results; part of every digest.
     needs: kinds of other components that it asks the context for (``context.component(kind)``): the recipe's backend,
         prompts, principle_sampler, critique_template, labeler, trainer or reward_model, and not its own kind.
+    needs_of: of options, those of ``needs`` that are asked for with them; without it all are.
     roles: roles of models that it asks the context for (``context.backend(role)``) besides those of its stage, e.g. a
         reward model that asks the "judge". Whoever needs a component gets the models of its roles too. A labeler names
         the judge as well: where it asks no model, none is loaded.
@@ -41,6 +42,10 @@ class Component(Generic[P_co]):
         launch`` starts (``launch.processes``). Each process calls it with the same arguments, except that ``out`` is a
         folder to throw away in all but the first; the result must be that of one process, up to rounding. Without it
         the stage has one process, whatever the recipe says of all stages.
+    reads: of an evaluator, what it reads of a run besides the models: "answers" (to the held-out prompts), "reward"
+        (the fitted reward model, where it ``needs`` one; without this the component is handed out unfitted, for those
+        who load a model of another run), "chains" (critiques and revisions) and "training" (the training prompts).
+        ``reads_of``: of options, those of ``reads`` that are read with them.
     """
 
     name: str
@@ -53,3 +58,6 @@ class Component(Generic[P_co]):
     roles_of: Callable[[Any], Collection[str]] | None = None
     learns_from: tuple[str, ...] = ("prompts", "reward")
     distributed: bool = False
+    reads: tuple[str, ...] = ("answers", "reward")
+    reads_of: Callable[[Any], Collection[str]] | None = None
+    needs_of: Callable[[Any], Collection[str]] | None = None

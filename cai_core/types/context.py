@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from cai_core.types.backend import Backend
 from cai_core.types.principles import Constitution
-from cai_core.types.reward import Preference
+from cai_core.types.records import Conversation
+from cai_core.types.reward import Preference, RewardModel
 
 
 class Progress(Protocol):
@@ -46,7 +47,24 @@ class StageContext(Protocol):
         """The component of another kind that this one declared in ``needs``."""
         ...
 
+    def reward_model(self, folder: Path) -> RewardModel:
+        """The reward model that ``fit`` of the component in ``needs`` saved in ``folder``, apart from the run's own.
+        ``UserError`` where the folder has none that it can read."""
+        ...
+
     def preferences(self) -> Sequence[Preference]:
         """The run's labelled pairs, for an RL algorithm that declared "label" in ``learns_from``: those that have a
-        label, in the order of the stage ``pairs``."""
+        label, in the order of the stage ``pairs``. Those kept for a held-out reward model are not among them."""
+        ...
+
+    def may_learn(self, prompt: Conversation) -> bool:
+        """Whether the stage may learn from comparisons on this conversation. Where the recipe has a held-out reward
+        model, some are for it alone and the others for everything else; else always. The run's labels come divided;
+        a component that adds comparisons of its own asks here."""
+        ...
+
+    def heldout_reward(self) -> RewardModel | None:
+        """For an RL algorithm: a reward model fitted on labels that nothing else has learnt from, to see by how it
+        scores the policy whether a rising reward still means better answers; to choose a checkpoint by, and never to
+        learn from. None where the recipe has none."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import UnitFailure
@@ -20,17 +20,35 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """An answer and its revisions (section 3.1). ``source``: the stage that made it ("revise", "revise[direct]").
+    texts: the first answer, then each revision that there is. principles: the id drawn for each revision."""
+
+    source: str
+    id: str
+    prompt: Prompt
+    texts: tuple[str, ...]
+    principles: tuple[str, ...]
+    failure: UnitFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EvalInput:
     """What there is to evaluate. ``models``: names in the order of the report ("base", "sft", "rl");
-    ``context.backend(name)`` asks that model."""
+    ``context.backend(name)`` asks that model. ``answers``, ``chains`` and ``training`` (prompts that a model of the run
+    learnt from) are there for evaluators that name them in ``reads`` of ``Component``."""
 
     models: tuple[str, ...]
     answers: tuple[Answer, ...]
+    chains: tuple[Chain, ...] = ()
+    training: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EvalUnit:
     """One item to score for one model. ``id`` is unique over items; with ``model`` it names the unit's row.
+    ``model`` is one of ``EvalInput.models``, or for an evaluator of something else "judge" or "reward_model", or the
+    ``source`` of a chain.
     ``payload`` (JSON) is part of the unit's identity: when it changes the unit is scored again."""
 
     id: str
@@ -71,6 +89,42 @@ class Metric:
     direction: Literal["higher", "lower", "none"] = "none"
     note: str = ""
     per_item: Mapping[str, float] = field(default_factory=dict)
+    cluster: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a curve; all of the same length. low, high: 95 % intervals of ``y``, n: units behind each point;
+    empty where there are none."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    n: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Numbers along an axis for a report to draw. ``diagonal``: whether y = x is what is hoped for (calibration)."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    note: str = ""
+    diagonal: bool = False
+
+
+@runtime_checkable
+class HasCurves(Protocol):
+    """What an evaluator may offer besides its metrics."""
+
+    def curves(self, rows: Sequence[EvalRow]) -> Sequence[Curve]:
+        """Curves from all rows; points with nothing to show are left out."""
+        ...
 
 
 class Evaluator(Protocol):

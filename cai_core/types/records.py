@@ -40,10 +40,16 @@ def conversation(turns: Iterable[Mapping[str, Any]]) -> Conversation:
 
 @dataclass(frozen=True, slots=True)
 class UnitFailure:
-    """Why a unit has no result. It is stored as a row; it is never a zero and never dropped."""
+    """Why a unit has no result. It is stored as a row; it is never a zero and never dropped.
+
+    message: half a surrogate pair in it, from a server or a data set, becomes its escape, since no file takes it.
+    """
 
     kind: ErrorKind
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", self.message.encode("utf-8", "backslashreplace").decode())
 
 
 @dataclass(frozen=True, slots=True)

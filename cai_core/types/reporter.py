@@ -23,3 +23,14 @@ class Reporter(Protocol):
         ``results``: JSON values, described in ``docs/reference/results.md``. All texts in it are untrusted.
         """
         ...
+
+
+class ComparisonReporter(Protocol):
+    """A reporter that draws two runs against each other too: what ``cai compare -o`` writes.
+
+    Shapes and units: ``docs/reference/comparison.md``. All else is as for ``Reporter``.
+    """
+
+    def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
+        """Write the file ``path``, whatever its name."""
+        ...

@@ -28,6 +28,9 @@ from cai_core.testing.base import local_model
 from cai_core.testing.context import TestContext
 from cai_core.testing.judges import GOOD
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest
+from cai_core.types.evaluator import Chain, EvalInput
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import Message
 from servers import FaultServer
 
 SFT = {"lora": None, "learning_rate": 1e-2, "batch_size": 4}
@@ -232,7 +235,12 @@ class TestSFTLora(TrainerConformance):
 class TestPreference(RewardModelConformance):
     component_id = "cai-core/preference"
     options = {
-        "lora": None, "learning_rate": 5e-3, "batch_size": 4, "epochs": 2, "helpful": "none", "heldout": 0,
+        "lora": None,
+        "learning_rate": 5e-3,
+        "batch_size": 4,
+        "epochs": 2,
+        "helpful": "none",
+        "heldout": 0,
     }
 
 
@@ -275,23 +283,37 @@ class TestEnsemble(RewardModelConformance):
 class TestGRPO(RLAlgorithmConformance):
     component_id = "cai-core/grpo"
     options = {
-        "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "lora": None,
-        "learning_rate": 1e-2, "beta": 0.0,
+        "steps": 20,
+        "prompts_per_step": 2,
+        "samples_per_prompt": 8,
+        "max_new_tokens": 8,
+        "lora": None,
+        "learning_rate": 1e-2,
+        "beta": 0.0,
     }
 
 
 class TestGRPOLora(RLAlgorithmConformance):
     component_id = "cai-core/grpo"
     options = {
-        "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "learning_rate": 3e-2,
+        "steps": 20,
+        "prompts_per_step": 2,
+        "samples_per_prompt": 8,
+        "max_new_tokens": 8,
+        "learning_rate": 3e-2,
     }
 
 
 class TestRLOO(RLAlgorithmConformance):
     component_id = "cai-core/rloo"
     options = {
-        "steps": 20, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "lora": None,
-        "learning_rate": 1e-2, "normalize_advantages": True,
+        "steps": 20,
+        "prompts_per_step": 2,
+        "samples_per_prompt": 8,
+        "max_new_tokens": 8,
+        "lora": None,
+        "learning_rate": 1e-2,
+        "normalize_advantages": True,
     }
 
 
@@ -305,7 +327,11 @@ class TestDPO(RLAlgorithmConformance):
 class TestPPO(RLAlgorithmConformance):
     component_id = "cai-core/ppo"
     options = {
-        "steps": 20, "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 8, "lora": None,
+        "steps": 20,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "max_new_tokens": 8,
+        "lora": None,
         "learning_rate": 3e-3,
     }
 
@@ -313,7 +339,11 @@ class TestPPO(RLAlgorithmConformance):
 class TestPPOLora(RLAlgorithmConformance):
     component_id = "cai-core/ppo"
     options = {
-        "steps": 20, "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 8, "learning_rate": 3e-2,
+        "steps": 20,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "max_new_tokens": 8,
+        "learning_rate": 3e-2,
         "kl_control": "adaptive",
     }
 
@@ -321,6 +351,20 @@ class TestPPOLora(RLAlgorithmConformance):
 class TestPPOSeparateCritic(RLAlgorithmConformance):
     component_id = "cai-core/ppo"
     options = {**TestPPO.options, "critic": "separate"}
+
+
+class TestOnlineDPO(RLAlgorithmConformance):
+    component_id = "cai-core/online_dpo"
+    options = {
+        "steps": 40, "prompts_per_step": 8, "max_new_tokens": 8, "lora": None, "learning_rate": 3e-3, "beta": 0.02,
+    }
+
+
+class TestOAIF(RLAlgorithmConformance):
+    component_id = "cai-core/oaif"
+    options = TestOnlineDPO.options
+    needs = {"labeler": ("cai-core/logprob", {}), "principle_sampler": ("cai-core/uniform", {})}
+    learns_from = ("prompts",)
 
 
 class TestBestOfN(RLAlgorithmConformance):
@@ -351,6 +395,55 @@ class TestRefusal(EvaluatorConformance):
 class TestPreferenceModelScore(EvaluatorConformance):
     component_id = "cai-core/preference_model"
     needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}
+
+
+class TestMultipleChoice(EvaluatorConformance):
+    component_id = "cai-core/multiple_choice"
+    options = {"limit": 8, "format": "chat"}
+
+
+class TestMultipleChoiceReasoning(EvaluatorConformance):
+    component_id = "cai-core/multiple_choice"
+    options = {"limit": 4, "cot": True, "max_new_tokens": 4, "format": "chat", "clamp": (0.4, 0.6)}
+
+
+class TestPairwise(EvaluatorConformance):
+    component_id = "cai-core/pairwise"
+    needs = {
+        "labeler": ("cai-core/logprob", {"format": "chat", "shots": 0}),
+        "principle_sampler": ("cai-core/uniform", {}),
+        "reward_model": ("cai-core/rules", {"length_weight": 1.0}),
+    }
+
+
+class TestPairwiseReward(TestPairwise):
+    options = {"judge": "reward_model"}
+
+
+class TestCalibration(TestPairwise):
+    component_id = "cai-core/calibration"
+    options = {"limit": 8}
+
+
+class TestCalibrationReward(TestPairwise):
+    component_id = "cai-core/calibration"
+    options = {"limit": 8, "judge": "reward_model"}
+
+
+class TestRevisions(EvaluatorConformance):
+    component_id = "cai-core/revisions"
+    needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}
+
+    def given(self) -> EvalInput:
+        prompt = Prompt("p", (Message("user", "Bread?"),))
+        chains = [
+            Chain(
+                source, f"p{n}/0", prompt, ("Flour.", "Flour and water.", "x" * n)[: 2 + n % 2], ("a", "b")[: 1 + n % 2]
+            )
+            for source in ("revise[critiqued]", "revise[direct]")
+            for n in range(6)
+        ]
+        return EvalInput(("base",), (), tuple(chains))
 
 
 class TestLength(EvaluatorConformance):

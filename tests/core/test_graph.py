@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cai_core.constitution import load_constitution
 from cai_core.errors import PluginError, UserError, UserErrors
@@ -18,6 +20,8 @@ from cai_core.pipeline.graph import Graph, build_graph, identity_digest
 from cai_core.plugins import Plugins, load_plugins
 from cai_core.recipe import load_recipe
 from cai_core.registry import Registry
+from cai_core.text.parts import held_back, opening
+from cai_core.types.records import Message
 
 REGISTRY = Registry(load_plugins())
 
@@ -310,6 +314,97 @@ def test_iteration_feeds_each_policy_into_the_next_round(tmp_path: Path) -> None
     assert stages["rl[2]"].inputs["reward"] == "reward[2]"
 
 
+def test_a_held_out_reward_takes_labels_of_its_own(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, FULL, "heldout_reward=rules")
+    stages = {stage.id: stage for stage in graph.stages}
+    assert [stage.id for stage in graph.stages][5:9] == ["label", "reward", "heldout_reward", "rl"]
+    assert stages["heldout_reward"].kind == "reward"
+    assert stages["reward"].settings == {"part": {"share": 0.5, "heldout": False}}
+    assert stages["heldout_reward"].settings == {"part": {"share": 0.5, "heldout": True}}
+    assert stages["rl"].inputs["heldout_reward"] == "heldout_reward"
+    held = [use.id for use in stages["rl"].components if use.role == "heldout"]
+    assert held == ["cai-core/rules"]
+    assert [use.id for use in stages["heldout_reward"].components if use.kind == "reward_model"] == held
+    assert stages["evaluate"].inputs["reward"] == "reward"
+    assert digests(graph).keys() == digests(graph_of(tmp_path, FULL)).keys() | {"heldout_reward"}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("heldout_reward={}", {"reward", "rl", "answers[rl]", "evaluate", "report"}),
+        ("heldout_reward.share=0.3", {"reward", "rl", "answers[rl]", "evaluate", "report"}),
+        ("sft={name: sft, epochs: 2}", {"sft", "pairs", "label", "reward", "rl", "answers[sft]", "answers[rl]",
+                                        "evaluate", "report"}),
+    ],
+)  # fmt: skip
+def test_what_a_held_out_reward_changes(tmp_path: Path, override: str, expected: set[str]) -> None:
+    assert changed(tmp_path, override) == expected
+
+
+def test_another_held_out_model_leaves_the_reward_as_it_is(tmp_path: Path) -> None:
+    first = digests(graph_of(tmp_path, FULL, "heldout_reward=preference"))
+    other = digests(graph_of(tmp_path, FULL, "heldout_reward={reward_model: {name: preference, epochs: 2}}"))
+    assert {s for s in first if first[s] != other[s]} == {"heldout_reward", "rl", "answers[rl]", "evaluate", "report"}
+    same = digests(graph_of(tmp_path, FULL, "heldout_reward={}"))
+    assert same == first, "null is the model of `reward`"
+
+
+def test_dpo_is_watched_by_a_judge_and_learns_from_its_part(tmp_path: Path) -> None:
+    text = FULL.replace("reward: preference\n", "heldout_reward: judge\n").replace("rl: grpo", "rl: dpo")
+    stages = {stage.id: stage for stage in graph_of(tmp_path, text, "evaluate=[refusal]").stages}
+    assert stages["rl"].inputs == {"label": "label", "heldout_reward": "heldout_reward"}
+    assert stages["rl"].settings == {"part": {"share": 0.5, "heldout": False}}
+    assert stages["rl"].models["judge"].name == "org/model"
+
+
+def test_held_out_rewards_by_branch_and_round(tmp_path: Path) -> None:
+    text = FULL + "branches: {a: {heldout_reward: preference}, b: {}}\niterate: 2\n"
+    stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
+    assert stages["rl[a,2]"].inputs["heldout_reward"] == "heldout_reward[a,2]"
+    assert "heldout_reward" not in stages["rl[b,2]"].inputs
+
+
+@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=30), st.floats(0.05, 0.95))
+def test_what_opens_alike_is_held_back_together(texts: list[str], share: float) -> None:
+    for text in texts:
+        one = (Message("user", text), Message("assistant", "Yes?"), Message("user", "Go on."))
+        other = (Message("system", "Be brief."), Message("user", f"  {text.upper().casefold()} "))
+        assert opening(one) == opening((Message("user", text),))
+        if opening(one) == opening(other):
+            assert held_back(one, share) == held_back(other, share)
+    assert not held_back(one, 0)
+    assert held_back(one, 1)
+
+
+def test_about_the_share_is_held_back() -> None:
+    many = [(Message("user", f"question {i}"),) for i in range(2000)]
+    assert 0.25 < sum(held_back(one, 0.3) for one in many) / len(many) < 0.35
+
+
+def test_the_reward_picks_the_best_of_several_answers(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, FULL + "iterate: 2\n", "evaluate.best_of=4")
+    stages = {stage.id: stage for stage in graph.stages}
+    stage = stages["answers[best_of_4[sft]]"]
+    assert stage.models["policy"].stage == "sft", "the policy that RL starts from"
+    assert stage.inputs == {"prompts": "prompts", "reward": "reward[2]"}
+    assert stages["evaluate"].inputs["answers:best_of_4[sft]"] == stage.id
+    assert "best_of_4[sft]" not in stages["evaluate"].models
+
+
+def test_feedback_online_has_a_judge_and_a_constitution_and_no_reward(tmp_path: Path) -> None:
+    text = FULL.replace("pairs: {}\nlabel: logprob\nreward: preference\nrl: grpo", "rl: oaif")
+    graph = graph_of(tmp_path, text, "evaluate=[refusal]")
+    stage = next(stage for stage in graph.stages if stage.id == "rl")
+    assert stage.inputs == {"prompts": "prompts"}
+    assert set(stage.models) == {"policy", "judge"}
+    assert {use.kind for use in stage.components} == {"rl_algorithm", "labeler", "principle_sampler", "backend"}
+    before = digests(graph)
+    other = digests(graph_of(tmp_path, text, "evaluate=[refusal]", "constitution=harmless"))
+    assert before["rl"] != other["rl"], "the judge reads its principles"
+    assert before["prompts"] == other["prompts"]
+
+
 def test_branches_and_iteration_together(tmp_path: Path) -> None:
     text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}\niterate: 2")
     stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
@@ -328,6 +423,14 @@ def test_branches_and_iteration_together(tmp_path: Path) -> None:
         (FULL.replace("sft: sft\n", "").replace("revise: {rounds: 1}", "sft: sft"), 8, "needs the stage `revise`"),
         (FULL + "options: {rl_algorithm: {grpo: {stepz: 2}}}\n", 15, "steps"),
         (FULL + "iterate: 0\n", 15, "greater than or equal"),
+        (FULL + "heldout_reward: {share: 1}\n", 15, "less than 1"),
+        (FULL.replace("evaluate: [refusal, preference_model]", "evaluate: {sampling: {temperature: 0}, best_of: 2}"),
+         14, "samples are the same"),
+        (FULL.replace("reward: preference\n", "").replace("evaluate: [refusal, preference_model]",
+         "evaluate: {evaluators: [refusal], best_of: 2}").replace("grpo", "dpo"), 13, "has no `reward`"),
+        (FULL + "heldout_reward: {reward: rules}\n", 15, "unknown key 'reward'"),
+        (FULL + "heldout_reward: preferense\n", 15, "Did you mean"),
+        (FULL.replace("rl: grpo", "heldout_reward: {}"), 13, "no RL to watch"),
         (FULL + "branches: {x: {seed: 3}}\n", 15, "cannot change 'seed'"),
         (FULL.replace("reward: preference\nrl: grpo\n", ""), 12, "reward"),
     ],

@@ -10,7 +10,9 @@ import json
 import signal
 import sqlite3
 import time
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from homes import SMALL, Home
@@ -50,6 +52,8 @@ def test_the_report_holds_what_was_generated(home: Home) -> None:
     (folder,) = (home.folder / "runs").glob("quickstart-*")
     results = json.loads((folder / "report.json").read_text())
     assert (folder / "report.html").stat().st_size > 10_000
+    schema = json.loads((Path(__file__).parents[2] / "docs/reference/results.schema.json").read_text())
+    jsonschema.validate(results, schema, cls=jsonschema.Draft202012Validator)
     assert [model["name"] for model in results["models"]] == ["base", "sft", "rl"]
     assert len(results["chains"]) == 4
     assert len(results["pairs"]) == 4

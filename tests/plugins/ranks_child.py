@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from training import Context, turns
 
 from cai_core.testing.rl import LetterE
 from cai_core.types.prompts import Prompt
-from cai_core.types.reward import NoReward, Preference
+from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_core.types.trainer import Example, TrainResult
 
 # 7 rows and batches of 4: the last batch of a pass is not full, and no half of it either.
@@ -65,6 +66,23 @@ def ppo(model: Path, context: Any, out: Path, micro: int, **changed: Any) -> Tra
     return make_ppo(options, context).train(model, PROMPTS, LetterE(), out)
 
 
+class Likes(LetterE):
+    """A reward with a favourite share of the letter e."""
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+        return [-abs(share - 0.06) for share in super().score(exchanges)]
+
+
+def watched(model: Path, context: Any, out: Path, micro: int, *, call: Callable[..., TrainResult]) -> TrainResult:
+    """With looks, which the processes must agree on."""
+    context.heldout = Likes()
+    result = call(model, context, out, micro)
+    rows = result.extra["validation"]["rows"]
+    assert len(rows) > 1
+    seen = {f"look_{i}_{name}": value for i, row in enumerate(rows) for name, value in row.items()}
+    return replace(result, metrics={**result.metrics, **seen})
+
+
 def grpo(model: Path, context: Any, out: Path, micro: int) -> TrainResult:
     from cai_plugins.rl.plugin import GRPOOptions, make_grpo
 
@@ -99,6 +117,8 @@ KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     "sft-long": (sft, 2, {"epochs": 20}),
     "ppo-long": (ppo, 3, {"steps": 16}),
     "grpo": (grpo, 4, {}),
+    "ppo-watched": (watched, 3, {"call": ppo}),
+    "dpo-watched": (watched, 2, {"call": dpo}),
 }
 
 

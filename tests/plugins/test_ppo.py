@@ -392,7 +392,8 @@ def test_the_curve_shows_what_goes_wrong_early(model: Path, tmp_path: Path) -> N
     wanted = {
         "step", "reward", "reward_std", "reward_min", "reward_q10", "reward_median", "reward_q90", "reward_max", "kl",
         "kl_k3", "beta", "entropy", "length", "missing_end", "empty", "explained_variance", "policy_loss",
-        "value_loss", "ratio", "ratio_max", "clip_fraction", "policy_kl", "learning_rate", "grad_norm",
+        "value_loss", "ratio", "ratio_max", "clip_fraction", "policy_kl", "learning_rate", "grad_norm", "refusal",
+        "repetition", "boilerplate",
     }  # fmt: skip
     for row in result.curve:
         assert row.keys() == wanted

@@ -23,13 +23,14 @@ from trl import RewardConfig, RewardTrainer
 
 from cai_core.errors import CAIError, UserError
 from cai_core.testing.tiny import tiny_model
+from cai_core.text.parts import opening
 from cai_core.types.reward import Exchange, Preference
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import load_classifier, load_tokenizer
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins.rewards.losses import preference_loss
 from cai_plugins.rewards.measure import flat, measure
-from cai_plugins.rewards.mixture import balanced, helpful_comparisons, opening, split
+from cai_plugins.rewards.mixture import balanced, helpful_comparisons, split
 from cai_plugins.rewards.plugin import PreferenceOptions, make_preference
 from cai_plugins.rewards.preference import Collator, PreferenceTrainer, in_batches
 
@@ -495,7 +496,7 @@ def test_no_opening_turn_is_on_both_sides(seed: int) -> None:
 
 def test_openings_are_compared_by_their_words() -> None:
     def of(text: str) -> str:
-        return opening(Preference("x", turns(text), "a", "b", 1))
+        return opening(turns(text))
 
     assert of("How  ARE you?\n") == of("how are, you!") == "how are you"
     assert of("\u4f60\u597d\u3002") == of("\u4f60\u597d!") != of("\u518d\u89c1!")

@@ -4,110 +4,120 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from browsers import browser, page_of
 from cai_core.testing.results import results
 from cai_plugins.reporters.html import HtmlReporter
 from cai_plugins.reporters.json_report import JsonReporter
 from cai_plugins.reporters.markdown import MarkdownReporter
 from cai_plugins.reporters.words import interval, memory, seconds, signed, value
 
-HOSTILE = (
-    "</details></section><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
-    "<svg onload=window.hacked=1><style>body{display:none}</style>\"' onmouseover=window.hacked=1 x='"
-    "<iframe src=https://example.invalid/></iframe><a href=javascript:window.hacked=1>x</a>"
-    "<meta http-equiv=refresh content='0;url=https://example.invalid/'><base href=https://example.invalid/>"
-    "{{ 7*7 }}{% raw %} $x_1$ \\alpha \u202egnp.exe \u0000\ud800 ]]> --> &lt;b&gt; \u05d0\u05d1 | a | `b` [l](http://x)"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browser = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-]
+__all__ = ["page_of"]  # a fixture
 
-
-@pytest.fixture(scope="module")
-def page_of() -> Iterator[Any]:
-    """Opens a file in headless Chromium; gives the page and the addresses that it asked for."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-        def open_page(path: Path, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str], list[str]]:
-            page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            asked: list[str] = []
-            said: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("console", lambda message: said.append(message.text))
-            page.on("dialog", lambda dialog: (said.append("dialog"), dialog.dismiss()))
-            page.goto(path.as_uri())
-            return page, asked, said
-
-        yield open_page
-        chromium.close()
+TEXT = "</script><b>{{ 7*7 }} $x_1$ \u202e\u0000\ud800 ]]> --> \u05d0\u05d1 | a | `b` [l](http://x)"
 
 
 class TestInABrowser:
     pytestmark = browser
-
-    def test_hostile_text_in_every_field_stays_text(self, tmp_path: Path, page_of: Any) -> None:
-        (path,) = HtmlReporter(100).write(results(HOSTILE), tmp_path)
-        page, asked, said = page_of(path)
-        for details in page.locator("details").all():
-            details.evaluate("element => element.open = true")
-        page.mouse.move(300, 300)
-        assert page.evaluate("window.hacked") is None
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-        assert said == []
-        assert page.url == path.as_uri()
-        found = page.evaluate(
-            "document.querySelectorAll('script,iframe,object,embed,form,base,svg,[onerror],[onload],[onmouseover],"
-            '[style],a:not([href^="#"]),meta[http-equiv=refresh]\').length'
-        )
-        assert found == 0
-        assert page.evaluate("document.querySelectorAll('style').length") == 1
-        assert page.evaluate("[...document.images].every(i => i.src.startsWith('data:image/svg+xml;base64,'))")
-        # and nothing of it is lost: what the reader sees is the text itself
-        shown = page.locator("#chains .text").first.inner_text()
-        assert "<script>window.hacked=1</script>" in shown
-        assert "{{ 7*7 }}{% raw %}" in shown
-        assert page.locator("#findings .finding").count() == 2
-        assert page.locator("footer").is_visible()
 
     def test_harmful_text_is_folded_until_clicked(self, tmp_path: Path, page_of: Any) -> None:
         given = results()
         marker = "something nobody asked to read"
         given["chains"][0]["answer"] = given["pairs"][0]["a"] = given["samples"][0]["answers"]["base"] = marker
         given["samples"][0]["prompt"][0]["content"] = marker
-        (path,) = HtmlReporter(100).write(given, tmp_path)
-        page, _, _ = page_of(path)
-        places = page.get_by_text(marker)
-        assert places.count() >= 4
-        assert not any(place.is_visible() for place in places.all())
-        page.locator("#chains details summary").first.click()
-        assert page.locator("#chains").get_by_text(marker).first.is_visible()
+        (path,) = HtmlReporter(1000).write(given, tmp_path)
+        page, _, said = page_of(path)
+        assert page.get_by_text(marker).count() == 0, "not even in the page before it is opened"
+        page.locator("#units summary").first.click()
+        page.locator("#units .text").get_by_text(marker).first.wait_for(state="visible")
+        assert said == []
 
     def test_the_keyboard_opens_what_is_folded(self, tmp_path: Path, page_of: Any) -> None:
-        (path,) = HtmlReporter(100).write(results(), tmp_path)
+        (path,) = HtmlReporter(1000).write(many(2), tmp_path)
         page, _, _ = page_of(path)
-        page.locator("#chains summary").first.focus()
+        page.locator("#units summary").first.focus()
         page.keyboard.press("Enter")
-        assert page.locator("#chains details").first.evaluate("element => element.open")
+        assert page.locator("#units details").first.evaluate("element => element.open")
+        page.locator("#units details .text").first.wait_for(state="visible")
+
+    def test_units_are_paged_filtered_sorted_and_searched(self, tmp_path: Path, page_of: Any) -> None:
+        (path,) = HtmlReporter(1000).write(many(450), tmp_path)
+        page, asked, said = page_of(path)
+        units = page.locator("#units")
+        expect(units.locator("[data-at=off]:visible"), [])
+        state = units.locator("[data-at=state]")
+        expect(state, "1 to 50 of 450")
+        assert units.locator("summary code").all_inner_texts() == [f"p{i:03d}" for i in range(50)]
+        units.get_by_role("button", name="Next").click()
+        expect(state, "51 to 100 of 450")
+        units.get_by_label("Search texts").fill("REVISION 44")  # in the third shard; case does not matter
+        expect(state, "1 to 11 of 11")
+        units.get_by_label("Search texts").fill("")
+        units.get_by_label("Marked").select_option("odd")
+        expect(state, "1 to 50 of 225")
+        units.get_by_label("Sort").select_option("change by the revisions")
+        assert units.locator("summary code").first.inner_text() == "p449"
+        units.get_by_label("Kind").select_option("trained on")
+        units.get_by_role("button", name="Unfold all of this page").click()
+        units.locator("details .text").get_by_text("critique 449", exact=True).wait_for(state="visible")
+        assert units.locator("details[open]").count() == 50
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert said == []
+
+    def test_what_a_revision_changed_is_marked_word_by_word(self, tmp_path: Path, page_of: Any) -> None:
+        given = many(1)
+        given["chains"][0]["answer"] = "Sure, take a knife and run."
+        given["chains"][0]["rounds"][0]["revision"] = "Please take a walk and  breathe."
+        (path,) = HtmlReporter(1000).write(given, tmp_path)
+        page, _, _ = page_of(path)
+        page.locator("#units summary").first.click()
+        page.locator("#units ins").first.wait_for()
+        assert page.locator("#units del").all_text_contents() == ["Sure,", "knife", " run."]
+        assert page.locator("#units ins").all_text_contents() == ["Please", "walk", "  breathe."]
+        looks = page.evaluate("getComputedStyle(document.querySelector('#units del')).textDecorationLine")
+        assert looks == "line-through", "not by colour alone"
+
+    def test_more_units_than_the_cap_are_counted(self, tmp_path: Path, page_of: Any) -> None:
+        (path,) = HtmlReporter(20).write(many(30), tmp_path)
+        page, _, _ = page_of(path)
+        assert "The first 20 of 30 are here" in page.locator("#units").inner_text()
+        expect(page.locator("#units [data-at=state]"), "1 to 20 of 20")
+
+    def test_without_scripts_the_page_says_where_the_units_are(self, tmp_path: Path, page_of: Any) -> None:
+        (path,) = HtmlReporter(1000).write({**many(2), "metrics": results()["metrics"]}, tmp_path)
+        page, _, _ = page_of(path, scripts=False)
+        assert page.get_by_text("The units are shown by a script, which did not run").is_visible()
+        assert page.locator("#results table").first.is_visible()
+
+    def test_print_has_no_texts_of_units(self, tmp_path: Path, page_of: Any) -> None:
+        (path,) = HtmlReporter(1000).write(many(2), tmp_path)
+        page, _, _ = page_of(path)
+        page.emulate_media(media="print")
+        assert not page.locator("#units").is_visible()
+        assert page.locator("#findings").is_visible()
+
+    def test_right_to_left_text_runs_from_the_right(self, tmp_path: Path, page_of: Any) -> None:
+        given = many(1)
+        given["chains"][0]["answer"] = "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd"
+        (path,) = HtmlReporter(1000).write(given, tmp_path)
+        page, _, _ = page_of(path)
+        page.locator("#units summary").first.click()
+        text = page.locator("#units .text").get_by_text("\u05e9\u05dc\u05d5\u05dd").first
+        assert text.evaluate("element => getComputedStyle(element).direction") == "rtl"
 
     @pytest.mark.parametrize("width", [400, 1280])
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_nothing_overflows_and_texts_can_be_read(
         self, tmp_path: Path, page_of: Any, width: int, scheme: str
     ) -> None:
-        (path,) = HtmlReporter(100).write(results("a" * 300 + " long"), tmp_path)
+        (path,) = HtmlReporter(1000).write(results("a" * 300 + " long"), tmp_path)
         page, _, said = page_of(path, width, scheme)
         assert said == [], "the style sheet is the one that the policy allows"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -119,6 +129,43 @@ class TestInABrowser:
         images = page.evaluate("[...document.images].map(i => [i.currentSrc === i.src, i.naturalWidth > 0])")
         assert images
         assert all(image == [scheme == "light", True] for image in images), "charts follow the colour scheme"
+
+
+def many(n: int) -> dict[str, Any]:
+    """Results with ``n`` chains and nothing else to explore. Later ones changed more; tags go even, odd."""
+    empty: dict[str, Any] = {
+        **dict.fromkeys(("pairs", "samples", "scores", "metrics", "comparisons", "calibration", "looks", "curves"), ()),
+        **dict.fromkeys(("audit", "labels", "frontier")),
+    }
+    chains = [
+        {
+            "prompt_id": f"p{i:03d}",
+            "kind": "red_team",
+            "prompt": [{"role": "user", "content": f"prompt {i}"}],
+            "answer": f"answer {i}",
+            "rounds": [
+                {
+                    "principle_id": ("even", "odd")[i % 2],
+                    "critique_request": "criticise",
+                    "critique": f"critique {i}",
+                    "revision_request": "revise",
+                    "revision": f"revision {i}",
+                    "failure": None,
+                    "change": i / 1000,
+                }
+            ],
+            "failure": None,
+        }
+        for i in range(n)
+    ]
+    return {**results(), **empty, "chains": chains}
+
+
+def expect(place: Any, text: str | list[str]) -> None:
+    """Waits until ``place`` says ``text``; an empty list: until it is nowhere."""
+    from playwright.sync_api import expect as wait
+
+    wait(place).to_have_text(text)
 
 
 def contrast(first: str, second: str) -> float:
@@ -134,13 +181,13 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_same_results_same_bytes_in_another_process(tmp_path: Path) -> None:
-    (here,) = HtmlReporter(100).write(results(HOSTILE), tmp_path)
+    (here,) = HtmlReporter(1000).write(results(TEXT), tmp_path)
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]\n"
         "from cai_core.testing.results import results\n"
         "from cai_plugins.reporters.html import HtmlReporter\n"
         "import test_reporters\n"
-        "HtmlReporter(100).write(results(test_reporters.HOSTILE), Path(sys.argv[2]))"
+        "HtmlReporter(1000).write(results(test_reporters.TEXT), Path(sys.argv[2]))"
     )
     other = tmp_path / "other"
     other.mkdir()
@@ -156,11 +203,22 @@ def test_json_is_strict_and_whole(tmp_path: Path) -> None:
     given = results("x\ud800<b>")
     (path,) = JsonReporter().write(given, tmp_path)
     read = json.loads(path.read_text(encoding="utf-8"))
-    assert read["chains"][0]["rounds"][0]["critique"] == "x?<b>"
-    assert read["metrics"] == json.loads(json.dumps(results("x?<b>")["metrics"]))
+    assert read["chains"][0]["rounds"][0]["critique"] == "x\ufffd<b>"
+    assert read["metrics"] == json.loads(json.dumps(results("x\ufffd<b>")["metrics"]))
     given["audit"]["mass"] = float("nan")
     with pytest.raises(ValueError, match="JSON compliant"):
         JsonReporter().write(given, tmp_path)
+
+
+def test_the_published_schema_says_what_results_are() -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs/reference/results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    given = json.loads(json.dumps(results()))
+    assert [error.message for error in validator.iter_errors(given)] == []
+    for field in given:
+        assert list(validator.iter_errors({key: value for key, value in given.items() if key != field})), field
+    assert list(validator.iter_errors({**given, "surprise": 1}))
 
 
 def test_markdown_cells_cannot_break_out(tmp_path: Path) -> None:
@@ -183,7 +241,7 @@ def test_a_run_with_nothing_but_prompts_has_a_report(tmp_path: Path) -> None:
     given = results()
     empty: dict[str, Any] = {key: type(item)() for key, item in given.items() if isinstance(item, list)}
     given = {**given, **empty, "audit": None, "labels": None}
-    (path,) = HtmlReporter(100).write(given, tmp_path)
+    (path,) = HtmlReporter(1000).write(given, tmp_path)
     assert "Nothing to report" in path.read_text(encoding="utf-8")
     MarkdownReporter().write(given, tmp_path)
 
@@ -192,7 +250,7 @@ def test_a_run_with_nothing_but_prompts_has_a_report(tmp_path: Path) -> None:
 def test_labels_of_people_are_not_called_a_judges(people: bool, tmp_path: Path) -> None:
     given = results()
     given = {**given, "audit": None, "labels": {**given["labels"], "by_people": people}}
-    for reporter in (HtmlReporter(100), MarkdownReporter()):
+    for reporter in (HtmlReporter(1000), MarkdownReporter()):
         (path,) = reporter.write(given, tmp_path)
         text = path.read_text(encoding="utf-8")
         assert ("never audited" in text) != people
@@ -213,8 +271,8 @@ def test_the_preference_model_is_told_beside_what_length_alone_gives(tmp_path: P
     model["heldout"]["differences"] += [
         {**model["heldout"]["differences"][0], "value": None, "low": None, "high": None}
     ]
-    page = HtmlReporter(100).render(given)
-    section = page[page.index('<section id="reward">') : page.index('<section id="chains"')]
+    page = HtmlReporter(1000).render(given)
+    section = page[page.index('<section id="reward">') : page.index('<section id="principles"')]
     for shown in (
         "60.0 %",
         "[50.0, 70.0]",

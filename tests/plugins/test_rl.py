@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import UnitFailure
 from cai_core.types.reward import Exchange
 from cai_plugins.backends.plugin import TransformersOptions, make_transformers
+from cai_plugins.rl.by_n import best_of
 from cai_plugins.rl.checks import check_signal
 from cai_plugins.rl.grouped import filled
 from cai_plugins.rl.plugin import BestOfNOptions, GRPOOptions, RLOOOptions, make_best_of_n, make_grpo, make_rloo
@@ -187,6 +189,30 @@ def test_best_of_n_keeps_the_rewards_favourite(model: Path, tmp_path: Path) -> N
     assert best == {p.id: f"answer {p.id}/{k} {'e' * k}" for p, k in zip(PROMPTS, (3, 2, 3, 3), strict=True)}
     assert result.metrics["reward_best"] > result.metrics["reward_mean"]
     assert result.metrics["kl_bound"] == pytest.approx(math.log(4) - 3 / 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=7), st.integers(1, 7))
+def test_the_best_of_n_out_of_more_samples_is_the_mean_over_all_choices(pairs: list[tuple[int, int]], n: int) -> None:
+    n = min(n, len(pairs))
+    picked = [max(some, key=lambda i: (pairs[i][0], -i)) for some in combinations(range(len(pairs)), n)]
+    wanted = sum(pairs[i][1] for i in picked) / len(picked)
+    assert best_of(n, [r for r, _ in pairs], [v for _, v in pairs]) == pytest.approx(wanted)
+
+
+def test_best_of_n_shows_what_a_held_out_reward_thinks_of_it(model: Path, tmp_path: Path) -> None:
+    """One that likes the opposite falls as the reward rises."""
+    context = Context(tmp_path / "w", policy=Policy({"p1/3"}), trainer=Trainer())
+    context.heldout = SimpleNamespace(score=lambda exchanges: [-10 * score for score in LetterE().score(exchanges)])
+    result = make_best_of_n(BestOfNOptions(n=4, chunk=3), context).train(model, PROMPTS, LetterE(), tmp_path / "o")
+    found = result.extra["validation"]
+    assert [row["step"] for row in found["rows"]] == [1, 2, 4]
+    assert [row["kl"] for row in found["rows"]] == [math.log(k) - (k - 1) / k for k in (1, 2, 4)]
+    assert found["prompts"] == 3, "a prompt lacks a sample"
+    rewards, others = ([row[name] for row in found["rows"]] for name in ("reward", "heldout_reward"))
+    assert rewards == sorted(rewards)
+    assert others == pytest.approx([-10 * reward for reward in rewards])
+    assert "and highest" in found["why"]
+    assert found["why"] == result.notes[0]
 
 
 def test_best_of_n_draws_no_sample_twice(model: Path, tmp_path: Path) -> None:

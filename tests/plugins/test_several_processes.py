@@ -81,6 +81,18 @@ def test_sft_preference_model_and_ppo(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_looks_are_the_same_in_all_processes(tmp_path: Path) -> None:
+    both(tmp_path, "ppo-watched", "dpo-watched")
+    for kind in ("ppo-watched", "dpo-watched"):
+        one, first, second = (
+            {k: v for k, v in json.loads((tmp_path / part).read_text())["metrics"].items() if k.startswith("look_")}
+            for part in (f"one/{kind}/0.json", f"two/{kind}/0.json", f"two/{kind}/1.json")
+        )
+        assert first == second
+        assert one == pytest.approx(first, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_other_ways_to_train(tmp_path: Path) -> None:
     both(tmp_path, "sft-packed", "preference-head", "dpo", "ppo-lora", "best_of_n")
 

@@ -54,11 +54,19 @@ def run_rl(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _labels(job: Job) -> tuple[list[Preference], int]:
-    """The labelled pairs, and the number of those without a label. Raises ``UserError`` when no pair has one."""
+    """The labelled pairs that the stage may learn from, and the number of pairs without a label. Raises ``UserError``
+    when there is none."""
     found, unlabelled = preferences(job.input("label"))
     if not found:
         raise UserError("no label to learn from: every comparison failed", hint="see the label stage's rows")
-    return found, unlabelled
+    mine = [pair for pair in found if job.may_learn(pair.prompt)]
+    if not mine:
+        raise UserError(
+            f"heldout_reward.share leaves the stage {job.spec.stage_id} none of {len(found)} labelled pairs",
+            where="heldout_reward.share",
+            hint="give more conversations, change the share, or leave heldout_reward out",
+        )
+    return mine, unlabelled
 
 
 def _finish(job: Job, folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PrinterCallback, TrainerCallback
 
@@ -23,15 +23,28 @@ KEEP = 2
 """Checkpoints kept. Our choice: the last may turn out damaged, so one before it; each has the optimizer's state."""
 
 
+class Keeper(Protocol):
+    """Knows of checkpoints that are not to be removed."""
+
+    @property
+    def spared(self) -> Sequence[int]:
+        """Their steps."""
+        ...
+
+
 class StageCallback(TrainerCallback):
     """Reports progress, stops on a loss or gradient that is not finite before anything is saved, and seals
-    checkpoints, of which the last ``KEEP`` stay. Of several processes the first one alone writes."""
+    checkpoints, of which the last ``KEEP`` stay and those of the steps ``keeper.spared``. Of several processes the
+    first one alone writes."""
 
-    def __init__(self, progress: Progress, folder: Path, note: str, accelerator: Any) -> None:
+    def __init__(
+        self, progress: Progress, folder: Path, note: str, accelerator: Any, keeper: Keeper | None = None
+    ) -> None:
         self.accelerator = accelerator
         self.progress = progress
         self.folder = folder
         self.note = note
+        self.keeper = keeper
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Progress after each optimizer step."""
@@ -57,7 +70,7 @@ class StageCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         seal(self.folder / f"checkpoint-{state.global_step}")
-        keep_last(self.folder, KEEP)
+        keep_last(self.folder, KEEP, self.keeper.spared if self.keeper else ())
 
 
 class Unobserved:
@@ -122,11 +135,13 @@ def arguments(
     }
 
 
-def run(trainer: Any, context: StageContext, folder: Path, note: str) -> list[dict[str, Any]]:
+def run(
+    trainer: Any, context: StageContext, folder: Path, note: str, keeper: Keeper | None = None
+) -> list[dict[str, Any]]:
     """Train, from the last whole checkpoint in ``folder`` if there is one; return the log, one entry per step, of
-    all steps, those before a restart included."""
+    all steps, those before a restart included. keeper: see ``StageCallback``."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StageCallback(context.progress, folder, note, trainer.accelerator))
+    trainer.add_callback(StageCallback(context.progress, folder, note, trainer.accelerator, keeper))
     start = last_whole(folder)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]

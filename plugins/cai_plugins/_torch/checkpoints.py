@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 SEAL = "whole.json"
@@ -50,11 +51,12 @@ def last_whole(root: Path, at_most: int | None = None) -> Path | None:
     return best
 
 
-def keep_last(root: Path, count: int) -> None:
-    """Remove all but the last ``count`` whole checkpoints."""
+def keep_last(root: Path, count: int, spared: Collection[int] = ()) -> None:
+    """Remove all but the last ``count`` whole checkpoints and those of the steps ``spared``."""
     whole = [folder for folder in _checkpoints(root) if is_whole(folder)]
     for folder in whole[: max(0, len(whole) - count)]:
-        shutil.rmtree(folder, ignore_errors=True)
+        if int(folder.name.rpartition("-")[2]) not in spared:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkpoints(root: Path) -> list[Path]:

@@ -37,8 +37,19 @@ def check_folder(path: Path, *, weights: bool = True, tokenizer: bool = True) ->
 
 
 def load_tokenizer(path: Path, *, chat: bool = True) -> Any:
-    """The folder's tokenizer. With ``chat``, raises ``UserError`` where it has no chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(check_folder(path, weights=False))
+    """The folder's tokenizer. Raises ``UserError`` where it is another model's, as far as its size shows that, and with
+    ``chat`` where it has no chat template."""
+    where = check_folder(path, weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(where)
+    rows = AutoConfig.from_pretrained(where).get_text_config().vocab_size
+    # Some models have added tokens without an embedding, such as one for pictures, which no text becomes.
+    used = [tokenizer.vocab_size - 1, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    if max(token for token in used if token is not None) >= rows:
+        raise UserError(
+            f"the tokenizer is another model's: it has {tokenizer.vocab_size} tokens, and the model knows {rows}",
+            where=str(path),
+            hint="copy the tokenizer files of the model that these weights come from into the folder",
+        )
     if chat and not tokenizer.chat_template:
         raise UserError(
             "the tokenizer has no chat template, and conversations are to be rendered",

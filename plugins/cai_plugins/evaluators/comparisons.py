@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ def turns_of(item: Mapping[str, Any]) -> Conversation:
     """The conversation of an item: its ``prompt`` is one turn of the user, or a transcript with "\\n\\nHuman:"."""
     prompt = str(item["prompt"])
     return parse_transcript(prompt) if prompt.startswith("\n\nHuman:") else (Message("user", prompt),)
+
+
+def clusters_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Item id -> its conversation, as a hash: pairs of answers to one conversation are not independent."""
+    return {item["id"]: sha256(str(item["prompt"]).encode("utf-8", "replace")).hexdigest()[:16] for item in items}
 
 
 def better_is_b(item: str) -> bool:

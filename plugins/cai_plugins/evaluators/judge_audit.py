@@ -7,7 +7,7 @@ principle drawn for each. Adds what it lacks: both orders, flips, intervals, and
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.labeler import Comparison
 from cai_core.types.prompts import Prompt
-from cai_plugins.evaluators.comparisons import better_is_b, read_counted, turns_of
+from cai_plugins.evaluators.comparisons import better_is_b, clusters_of, read_counted, turns_of
 from cai_plugins.evaluators.measures import by_model, mean, rate
 
 
@@ -63,12 +63,13 @@ class JudgeAudit:
         """Accuracy with a Wilson interval (ties count one half), by category too; flips, mass, gap, length."""
         items = {item["id"]: item for item in self.items}
         note = f"{self.source}, {len(items)} comparisons, chance 50 %" + (f"; {self.left_out}" if self.left_out else "")
+        cluster = clusters_of(self.items)
         metrics = []
         for model, mine in by_model(rows).items():
-            metrics.append(_accuracy("", model, mine, note))
+            metrics.append(_accuracy("", model, mine, note, cluster))
             for category in sorted({str(item["category"]) for item in items.values()}):
                 some = [row for row in mine if items[row.id]["category"] == category]
-                metrics.append(_accuracy(category, model, some, note))
+                metrics.append(_accuracy(category, model, some, note, cluster))
             good = [row for row in mine if row.failure is None]
             failed = [row for row in mine if row.failure is not None]
             both = {r.id: r.values for r in good if "p_better_first" in r.values}
@@ -122,8 +123,8 @@ def _longer(item: dict[str, Any]) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
-def _accuracy(category: str, model: str, rows: Sequence[EvalRow], note: str) -> Metric:
+def _accuracy(category: str, model: str, rows: Sequence[EvalRow], note: str, cluster: Mapping[str, str]) -> Metric:
     name, label = ("audit.accuracy", "judge accuracy")
     if category:
         name, label = f"{name}.{category}", f"{label}, {category}"
-    return rate(name, label, model, rows, "right", direction="higher", note=note)
+    return rate(name, label, model, rows, "right", direction="higher", note=note, cluster=cluster)

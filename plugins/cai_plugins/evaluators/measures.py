@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from cai_core.types.evaluator import EvalRow, Metric
-from cai_plugins.evaluators.stats import mean_interval, wilson
+from cai_plugins.evaluators.stats import clustered_mean_interval, clustered_rate_interval, wilson
 
 Direction = Literal["higher", "lower", "none"]
 
 
 def rate(
-    name: str, label: str, model: str, rows: Sequence[EvalRow], key: str, *, direction: Direction, note: str = ""
+    name: str,
+    label: str,
+    model: str,
+    rows: Sequence[EvalRow],
+    key: str,
+    *,
+    direction: Direction,
+    note: str = "",
+    cluster: Mapping[str, str] | None = None,
 ) -> Metric:
-    """The mean of ``values[key]`` in [0, 1] (a tie is one half) with Wilson's interval."""
+    """The mean of ``values[key]`` in [0, 1] (a tie is one half) with Wilson's interval. cluster: unit id -> cluster,
+    for items that are not independent."""
     per_item = {row.id: float(row.values[key]) for row in rows if row.failure is None}
     n, total = len(per_item), math.fsum(per_item.values())
-    low, high = wilson(total, n) if n else (None, None)
-    value = total / n if n else None
-    failed = len(rows) - n
+    groups = {item: cluster[item] for item in per_item if item in cluster} if cluster else {}
+    clustered = len(set(groups.values())) < len(groups)
+    low, high = (clustered_rate_interval(per_item, groups) if clustered else wilson(total, n)) if n else (None, None)
     return Metric(
-        name, label, model, value, low, high, n, failed, "Wilson 95 %", "rate", direction, note, per_item=per_item
+        name,
+        label,
+        model,
+        total / n if n else None,
+        low,
+        high,
+        n,
+        len(rows) - n,
+        f"Wilson 95 %, {len(set(groups.values()))} clusters" if clustered else "Wilson 95 %",
+        "rate",
+        direction,
+        note,
+        per_item=per_item,
+        cluster=groups if clustered else {},
     )
 
 
@@ -33,18 +55,34 @@ def mean(
     rows: Sequence[EvalRow],
     key: str,
     *,
-    unit: Literal["score", "count"],
+    unit: Literal["rate", "score", "count"],
     direction: Direction,
     note: str = "",
+    cluster: Mapping[str, str] | None = None,
 ) -> Metric:
-    """The mean of ``values[key]`` with Student's t interval."""
+    """The mean of ``values[key]`` with Student's t interval; of a rate it ends at 0 and 1. cluster: as for ``rate``."""
     per_item = {row.id: float(row.values[key]) for row in rows if row.failure is None}
     n = len(per_item)
-    low, high = mean_interval(list(per_item.values()))
-    value = math.fsum(per_item.values()) / n if n else None
-    failed = len(rows) - n
+    groups = {item: cluster[item] for item in per_item if item in cluster} if cluster else {}
+    clustered = len(set(groups.values())) < len(groups)
+    low, high = clustered_mean_interval(per_item, groups if clustered else {})
+    if unit == "rate" and low is not None and high is not None:
+        low, high = max(0.0, low), min(1.0, high)
     return Metric(
-        name, label, model, value, low, high, n, failed, "Student's t 95 %", unit, direction, note, per_item=per_item
+        name,
+        label,
+        model,
+        math.fsum(per_item.values()) / n if n else None,
+        low,
+        high,
+        n,
+        len(rows) - n,
+        f"Student's t 95 %, {len(set(groups.values()))} clusters" if clustered else "Student's t 95 %",
+        unit,
+        direction,
+        note,
+        per_item=per_item,
+        cluster=groups if clustered else {},
     )
 
 

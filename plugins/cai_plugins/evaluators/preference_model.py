@@ -1,7 +1,8 @@
-"""``preference_model``: the run's preference model scores the answers to held-out prompts.
+"""``preference_model``: a preference model scores the answers to held-out prompts.
 
-It is the score that RL raised, so a rise shows that RL worked and not that the model became better; the paper's
-Figure 5 uses preference models of other data for that.
+The run's own is the score that RL raised, so a rise shows that RL worked and not that the model became better. For that
+there is ``heldout``: a model of other comparisons (the paper's Figure 5 uses those; Bai et al. 2022a train two, on
+either half of the data, and watch them part).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.records import UnitFailure, conversation
 from cai_core.types.reward import Exchange
 from cai_plugins.evaluators.measures import by_model, mean
+from cai_plugins.evaluators.plugin import PreferenceModelOptions
 
-NOTE = "No unit: only differences within this run mean anything. RL was trained on this very score."
+NOTE = "No unit: only differences within this run mean anything. "
 GROUPS = {"red_team": ("harmful", "harmful prompts"), "helpful": ("harmless", "harmless prompts")}
 GROUP_OF = {"red_team": "red_team", "helpful": "helpful", "borderline": "helpful"}
 
@@ -23,8 +25,11 @@ GROUP_OF = {"red_team": "red_team", "helpful": "helpful", "borderline": "helpful
 class PreferenceModelScore:
     """An ``Evaluator`` of the models' answers with the run's reward model."""
 
-    def __init__(self, context: StageContext) -> None:
-        self.reward = context.component("reward_model")
+    def __init__(self, options: PreferenceModelOptions, context: StageContext) -> None:
+        heldout = options.heldout
+        self.reward = context.reward_model(heldout) if heldout else context.component("reward_model")
+        self.base, self.what = ("preference_model.heldout", "held-out ") if heldout else ("preference_model", "")
+        self.note = NOTE + (f"Scored by {heldout.name}." if heldout else "RL was trained on this very score.")
 
     def units(self, given: EvalInput) -> Sequence[EvalUnit]:
         """One unit per answer."""
@@ -61,14 +66,14 @@ class PreferenceModelScore:
                 some = [row for row in mine if GROUP_OF.get(str(row.values.get("kind"))) == group]
                 metrics.append(
                     mean(
-                        f"preference_model.{name}",
-                        f"preference-model score, {label}",
+                        f"{self.base}.{name}",
+                        f"{self.what}preference-model score, {label}",
                         model,
                         some,
                         "score",
                         unit="score",
                         direction="higher",
-                        note=NOTE,
+                        note=self.note,
                     )
                 )
         return metrics

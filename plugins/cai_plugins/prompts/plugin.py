@@ -39,7 +39,7 @@ class JsonlOptions(BaseModel):
     )
     kind: PromptKind = Field("red_team", description="kind of rows that name none")
     heldout_share: float = Field(
-        0.2, ge=0, lt=1, description="share of the rows without a split that is held out, chosen by hash"
+        0.2, ge=0, le=1, description="share of the rows without a split that is held out, chosen by hash"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from cai_plugins.reporters.words import plain
+
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -102,34 +104,158 @@ def labels_chart(probabilities: Sequence[float]) -> Chart | None:
     return _chart(draw, 5.4, 2.4, f"{len(probabilities)} labels between {low:.3f} and {high:.3f}")
 
 
+def differences_chart(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Differences of rates between two runs; filled where significant."""
+    rows = [row for row in rows if row["unit"] == "rate"]
+    if not rows:
+        return None
+
+    def draw(figure: Figure, ink: str) -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=ink, linestyle="--", linewidth=1)
+        for y, row in enumerate(rows):
+            centre, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+            axes.plot([low, high], [y, y], color=COLOURS[0])
+            fill = COLOURS[0] if row["conclusive"] else "none"
+            axes.plot([centre], [y], marker="o", markersize=7, color=COLOURS[0], markerfacecolor=fill)
+        axes.set_yticks(range(len(rows)), [_plain(row["label"]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("B less A in percentage points, with 95 % interval")
+        axes.grid(axis="x", alpha=0.25)
+
+    words = "; ".join(f"{row['label']} {100 * row['difference']:+.1f}" for row in rows)
+    return _chart(draw, 7.4, 1.0 + 0.5 * len(rows), f"Differences in percentage points. {words}")
+
+
+def frontier_chart(frontier: Mapping[str, Any] | None, models: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Harmlessness against helpfulness, a point per model in the order of training, as the paper's Figure 2."""
+    if not frontier:
+        return None
+    labels = {model["name"]: model["label"] for model in models}
+    points = frontier["points"]
+
+    def draw(figure: Figure, ink: str) -> None:
+        axes = figure.add_subplot()
+        axes.plot(
+            [p["helpful"]["value"] for p in points], [p["harmless"]["value"] for p in points], color=ink, alpha=0.35,
+            linestyle=":", zorder=1,
+        )  # fmt: skip
+        for i, point in enumerate(points):
+            x, y = point["helpful"], point["harmless"]
+            errors = [
+                [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+                if found["low"] is not None
+                else None
+                for found in (x, y)
+            ]
+            axes.errorbar(
+                x["value"], y["value"], xerr=errors[0], yerr=errors[1], fmt=MARKERS[i % 6], color=COLOURS[i % 6],
+                capsize=3, markersize=8, label=_plain(labels.get(point["model"], point["model"])),
+            )  # fmt: skip
+        for name, set_label, invert in (
+            ("helpful", axes.set_xlabel, axes.invert_xaxis),
+            ("harmless", axes.set_ylabel, axes.invert_yaxis),
+        ):
+            lower = frontier[name]["direction"] == "lower"
+            set_label(_plain(frontier[name]["label"]) + (" (lower is better)" if lower else ""))
+            if lower:
+                invert()
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, labelcolor=ink)
+
+    words = "; ".join(
+        f"{labels.get(p['model'], p['model'])}: "
+        + ", ".join(f"{axis} {p[axis]['value']:.3g}" for axis in ("helpful", "harmless"))
+        for p in points
+    )
+    return _chart(draw, 6.4, 4.2, f"Harmlessness against helpfulness; up and to the right is better. {words}")
+
+
+def reliability_chart(entry: Mapping[str, Any]) -> Chart:
+    """How often a judge is right when it is so sure, as the paper's Figure 9."""
+    bins = entry["bins"]
+
+    def draw(figure: Figure, ink: str) -> None:
+        axes = figure.add_subplot()
+        axes.plot([50, 100], [50, 100], color=ink, linestyle="--", linewidth=1, label="as sure as right")
+        x, y = ([100 * found[key] for found in bins] for key in ("confidence", "right"))
+        errors = [
+            [100 * (found["right"] - found["low"]) for found in bins],
+            [100 * (found["high"] - found["right"]) for found in bins],
+        ]
+        axes.errorbar(x, y, yerr=errors, fmt="o", color=COLOURS[0], capsize=3, label="the judge")
+        axes.set_xlim(48, 102)
+        axes.set_ylim(-4, 104)
+        axes.set_xlabel("how sure: probability of the preferred answer, per cent")
+        axes.set_ylabel("how often right, per cent")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, labelcolor=ink, loc="lower right")
+
+    words = "; ".join(f"sure {100 * f['confidence']:.0f} %, right {100 * f['right']:.0f} % of {f['n']}" for f in bins)
+    return _chart(draw, 5.4, 3.2, f"Reliability of the judge ({entry['stage']}). {words}")
+
+
+def looks_charts(looks: Mapping[str, Any]) -> list[Chart]:
+    """Reward and held-out reward since the first look, over steps and over the square root of KL (Gao et al. 2022 draw
+    over-optimisation so)."""
+    rows = looks["rows"]
+    names = [("reward", "reward it learns from"), ("heldout_reward", "held-out reward")]
+    names = [(key, label) for key, label in names if all(key in row for row in rows)]
+    if not names or len(rows) < 2:
+        return []
+    axes_of = [("step", [row["step"] for row in rows])]
+    if all("kl" in row for row in rows):
+        axes_of.append(("square root of KL to the reference (nats)", [max(0.0, row["kl"]) ** 0.5 for row in rows]))
+
+    def chart(x_label: str, x: Sequence[float]) -> Chart:
+        def draw(figure: Figure, ink: str) -> None:
+            axes = figure.add_subplot()
+            for i, (key, label) in enumerate(names):
+                y = [row[key] - rows[0][key] for row in rows]
+                axes.plot(x, y, color=COLOURS[i], marker=MARKERS[i], linestyle=("-", "--")[i % 2], label=label)
+            kept = [i for i, row in enumerate(rows) if looks["best"] is not None and row["step"] == looks["best"]]
+            for i in kept:
+                axes.axvline(x[i], color=ink, linestyle=":", linewidth=1.5, label="policy that was kept")
+            axes.set_xlabel(x_label)
+            axes.set_ylabel("change since the start")
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False, labelcolor=ink)
+
+        ends = "; ".join(f"{label} {rows[-1][key] - rows[0][key]:+.3g}" for key, label in names)
+        return _chart(draw, 5.4, 3.0, f"Change of the scores over {x_label}: {ends}")
+
+    return [chart(label, x) for label, x in axes_of]
+
+
 def _chart(draw: Any, width: float, height: float, alt: str) -> Chart:
-    addresses = {}
-    for theme, ink in THEMES.items():
-        settings = {
-            "svg.hashsalt": "cai-core",
-            "svg.fonttype": "path",
-            "text.parse_math": False,
-            "axes.edgecolor": ink,
-            "axes.labelcolor": ink,
-            "text.color": ink,
-            "xtick.color": ink,
-            "ytick.color": ink,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "font.family": "DejaVu Sans",
-            "font.size": 10,
-        }
-        with matplotlib.rc_context(settings):
-            figure = Figure(figsize=(width, height), layout="constrained")
-            draw(figure, ink)
-            out = io.BytesIO()
-            metadata = {"Date": None, "Creator": None}
-            figure.savefig(out, format="svg", transparent=True, metadata=metadata)
-        addresses[theme] = "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-    return Chart(addresses["light"], addresses["dark"], alt, round(width * 96), round(height * 96))
+    ink = THEMES["light"]
+    settings = {
+        "svg.hashsalt": "cai-core",
+        "svg.fonttype": "path",
+        "text.parse_math": False,
+        "axes.edgecolor": ink,
+        "axes.labelcolor": ink,
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure, ink)
+        out = io.BytesIO()
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+    # Drawing takes ten times as long as this; text is drawn as paths, so that the ink's name stands for colours alone.
+    drawings = [out.getvalue().replace(ink.encode(), colour.encode()) for colour in THEMES.values()]
+    light, dark = ("data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii") for svg in drawings)
+    return Chart(light, dark, alt, round(width * 96), round(height * 96))
 
 
 def _plain(text: object) -> str:
     """A label that fits a chart; it may come from a third-party component."""
-    line = " ".join(str(text).encode("utf-8", "replace").decode("utf-8").split())
+    line = " ".join(plain(str(text)).split())
     return line if len(line) <= 48 else line[:47] + "…"

@@ -1,7 +1,8 @@
-"""``html``: the report as one file that opens from disk.
+"""``html``: the report as one file that opens from disk, and the comparison of two runs.
 
-No network, no script, no inline style: the Content-Security-Policy allows one style sheet by its hash and pictures
-within the file, nothing else. All texts are escaped by the template engine; those that may be harmful are folded.
+No network, no inline exception: the Content-Security-Policy allows one style sheet and one script by their hashes and
+pictures within the file, nothing else. All texts are escaped by the template engine, or made nodes of text by the
+script; those that may be harmful are folded.
 """
 
 from __future__ import annotations
@@ -15,64 +16,89 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from cai_plugins.reporters.charts import curve_chart, labels_chart, rates_chart
-from cai_plugins.reporters.words import interval, memory, plain, seconds, signed, value
+from cai_plugins.reporters.charts import (
+    curve_chart,
+    differences_chart,
+    frontier_chart,
+    labels_chart,
+    looks_charts,
+    rates_chart,
+    reliability_chart,
+)
+from cai_plugins.reporters.units import COMPARED, ORDERS, pack, units_of, units_of_comparison
+from cai_plugins.reporters.words import interval, memory, p_value, plain, seconds, signed, value
 
 TEMPLATES = Path(__file__).parent / "templates"
 BETTER = {"higher": "higher is better", "lower": "lower is better", "none": ""}
-KINDS = {"red_team": "red-team", "helpful": "helpful:", "borderline": "borderline"}
 
 
 class HtmlReporter:
-    """A ``Reporter`` that writes ``report.html``. The same results give the same bytes."""
+    """A ``Reporter`` and ``ComparisonReporter``. The same results give the same bytes."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, units: int) -> None:
+        self.units = units
 
     def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
-        """Write the page."""
+        """Write ``report.html``."""
         path = out / "report.html"
-        # A lone surrogate of a broken model output cannot be written as UTF-8.
-        path.write_bytes(self.render(results).encode("utf-8", "replace"))
+        path.write_bytes(self.render(results).encode("utf-8"))
         return [path]
 
-    def render(self, results: Mapping[str, Any]) -> str:
-        """The page as text."""
-        css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-        environment = Environment(
-            loader=FileSystemLoader(TEMPLATES),
-            autoescape=select_autoescape(default=True, default_for_string=True),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            finalize=_plain,
+    def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
+        """Write the page of a comparison."""
+        page = _render(
+            "comparison.html.j2",
+            c=comparison,
+            chart=differences_chart(comparison["rows"]),
+            packed=pack(units_of_comparison(comparison), self.units, COMPARED),
         )
-        return environment.get_template("report.html.j2").render(
+        path.write_bytes(page.encode("utf-8"))
+
+    def render(self, results: Mapping[str, Any]) -> str:
+        """The page of a run as text."""
+        return _render(
+            "report.html.j2",
             r=results,
-            rows=self.rows,
-            css=Markup(css),
-            policy=content_security_policy(css),
             charts=_charts(results),
-            better=BETTER,
-            kinds=KINDS,
             labels={model["name"]: model["label"] for model in results["models"]},
             units={metric["id"]: metric["unit"] for metric in results["metrics"]},
-            value=value,
-            signed=signed,
-            interval=interval,
-            seconds=seconds,
-            memory=memory,
-            shown=self._shown,
+            packed=pack(units_of(results), self.units, ORDERS),
         )
 
-    def _shown(self, there: int) -> str:
-        return f" The first {self.rows} of {there}; JSON and tables hold more." if there > self.rows else ""
+
+def content_security_policy(css: str, script: str) -> str:
+    """What the page may load: its own style sheet and script, pictures inside it, and nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") for text in (css, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
 
 
-def content_security_policy(css: str) -> str:
-    """What the page may load: its own style sheet, pictures inside it, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
-    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+def _render(template: str, **given: Any) -> str:
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "explorer.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
+    )
+    return environment.get_template(template).render(
+        css=Markup(css),
+        script=Markup(script),
+        policy=content_security_policy(css, script),
+        better=BETTER,
+        value=value,
+        signed=signed,
+        interval=interval,
+        p_value=p_value,
+        seconds=seconds,
+        memory=memory,
+        **given,
+    )
 
 
 def _plain(found: Any) -> Any:
@@ -84,5 +110,8 @@ def _charts(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rates": rates_chart(results["metrics"], results["models"]),
         "labels": labels_chart(probabilities),
+        "frontier": frontier_chart(results.get("frontier"), results["models"]),
+        "calibration": [(entry, reliability_chart(entry)) for entry in results.get("calibration", ())],
+        "looks": [(looks, looks_charts(looks)) for looks in results.get("looks", ())],
         "curves": [(curve, curve_chart(curve)) for curve in results["curves"]],
     }

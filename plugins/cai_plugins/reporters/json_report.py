@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
 class JsonReporter:
-    """A ``Reporter`` that writes ``report.json``; its form is described in ``docs/reference/results.md``."""
+    """A ``Reporter`` and ``ComparisonReporter``: ``docs/reference/results.md``, ``docs/reference/comparison.md``."""
 
     def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
-        """Strict JSON: no NaN, keys in the order of the results."""
+        """Write ``report.json``."""
         path = out / "report.json"
-        text = json.dumps(results, ensure_ascii=False, allow_nan=False, indent=1)
-        # A lone surrogate of a broken model output cannot be written as UTF-8.
-        path.write_text(text.encode("utf-8", "replace").decode("utf-8") + "\n", encoding="utf-8")
+        self.write_comparison(results, path)
         return [path]
+
+    def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
+        """Strict JSON: no NaN, keys in the order of the results, lone surrogates as U+FFFD."""
+        text = json.dumps(comparison, ensure_ascii=False, allow_nan=False, indent=1)
+        text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+        path.write_text(text + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_plugins.reporters.words import interval, plain, signed, value
+from cai_plugins.reporters.words import interval, p_value, plain, signed, value
 
 AUDITED = (
     ("accuracy", "right", "rate"),
@@ -45,73 +45,126 @@ class MarkdownReporter:
     def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
         """Write the file."""
         path = out / "report.md"
-        path.write_bytes(("\n".join(_lines(results)) + "\n").encode("utf-8", "replace"))
+        path.write_bytes(("\n".join(_lines(results)) + "\n").encode("utf-8"))
         return [path]
+
+    def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
+        """Write the tables of a comparison; the changed items are named, without their texts."""
+        path.write_bytes(("\n".join(_comparison(comparison)) + "\n").encode("utf-8"))
 
 
 def _lines(results: Mapping[str, Any]) -> list[str]:
-    models = results["models"]
-    lines = [f"# {_cell(results['title'])}", ""]
-    for finding in results["findings"]:
-        mark = "**Warning:** " if finding["level"] == "warning" else ""
-        lines.append(f"- {mark}**{_cell(finding['title'])}.** {_cell(finding['text'])}")
-    lines.append("")
-    if results["metrics"]:
-        lines += ["## Before and after", "", _row(["metric", *(m["label"] for m in models)]), _rule(1 + len(models))]
-        for metric in results["metrics"]:
-            cells = [metric["label"]]
-            for model in models:
-                found = metric["values"].get(model["name"])
-                known = found and found["value"] is not None
-                unit = metric["unit"]
-                cells.append(
-                    f"{value(found['value'], unit)} {interval(found, unit)}, n = {found['n']}" if known else "no score"
-                )
-            lines.append(_row(cells))
-        lines.append("")
-    if results["comparisons"]:
-        units = {metric["id"]: metric["unit"] for metric in results["metrics"]}
-        lines += ["## Differences", "", _row(["metric", "model", "difference", "p (Holm)", "n"]), _rule(5)]
-        for row in results["comparisons"]:
-            unit = units.get(row["metric"])
-            span = f"{signed(row['difference'], unit)} [{signed(row['low'], unit)}, {signed(row['high'], unit)}]"
-            lines.append(_row([row["label"], row["b"], span, f"{row['p_holm']:.3f}", str(row["n"])]))
-        lines.append("")
+    lines = [f"# {cell(results['title'])}", ""]
+    for entry in results.get("headline", ()):
+        lines.append(f"- {cell(entry['question'])} **{cell(entry['answer'])}.** {cell(entry['text'])}")
+    lines += [""] if results.get("headline") else []
+    lines += [*map(finding, results["findings"]), ""]
+    lines += [*metrics_table(results), *differences(results)]
     lines += _judge(results["audit"], results["labels"])
     if results["reward_models"]:
         lines += ["## The preference model", ""]
     for model in results["reward_models"]:
         lines += _reward_model(model)
-    lines += ["## What ran", "", _row(["stage", "component", "ok", "failed"]), _rule(4)]
+    lines += ["## What ran", "", row(["stage", "component", "ok", "failed"]), rule(4)]
     for stage in results["stages"]:
         failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
-        lines.append(_row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
+        lines.append(row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
     return lines
 
 
+def metrics_table(results: Mapping[str, Any]) -> list[str]:
+    """Every metric of every model, under a heading; nothing without metrics."""
+    if not results["metrics"]:
+        return []
+    models = results["models"]
+    lines = ["## Before and after", "", row(["metric", *(m["label"] for m in models)]), rule(1 + len(models))]
+    for metric in results["metrics"]:
+        cells = [metric["label"]]
+        for model in models:
+            found = metric["values"].get(model["name"])
+            known = found and found["value"] is not None
+            unit = metric["unit"]
+            cells.append(
+                f"{value(found['value'], unit)} {interval(found, unit)}, n = {found['n']}" if known else "no score"
+            )
+        lines.append(row(cells))
+    return [*lines, ""]
+
+
+def differences(results: Mapping[str, Any]) -> list[str]:
+    """The paired comparisons, under a heading; nothing without any."""
+    if not results["comparisons"]:
+        return []
+    units = {metric["id"]: metric["unit"] for metric in results["metrics"]}
+    lines = ["## Differences", "", row(["metric", "model", "difference", "p (Holm)", "n"]), rule(5)]
+    for found in results["comparisons"]:
+        unit = units.get(found["metric"])
+        span = f"{signed(found['difference'], unit)} [{signed(found['low'], unit)}, {signed(found['high'], unit)}]"
+        lines.append(row([found["label"], found["b"], span, f"{found['p_holm']:.3f}", str(found["n"])]))
+    return [*lines, ""]
+
+
+def _comparison(comparison: Mapping[str, Any]) -> list[str]:
+    lines = [f"# {cell(comparison['a']['run'])} against {cell(comparison['b']['run'])}", ""]
+    lines += [f"- **Warning:** {cell(text)}" for text in comparison["warnings"]]
+    lines += map(finding, comparison["findings"])
+    head = ["metric", "A", "B", "B - A [95 %]", "p (Holm)", "test", "n", "detectable", "effect", "conclusive"]
+    lines += ["", "## Differences", "", row(head), rule(len(head))]
+    for found in comparison["rows"]:
+        unit = found["unit"]
+        cells = [found["label"]]
+        for side in ("a_value", "b_value"):
+            cells.append(f"{value(found[side]['value'], unit)} {interval(found[side], unit)}")
+        cells.append(
+            f"{signed(found['difference'], unit)} [{signed(found['low'], unit)}, {signed(found['high'], unit)}]"
+        )
+        n = str(found["n"]) if found["clusters"] is None else f"{found['n']} in {found['clusters']} clusters"
+        effect = "unknown" if found["effect"] is None else f"{found['effect']:+.2f} ({found['effect_name']})"
+        cells += [p_value(found["p_holm"]), found["test"], n, value(found["minimum_detectable"], unit), effect]
+        lines.append(row([*cells, "yes" if found["conclusive"] else "no"]))
+    if comparison["left_out"]:
+        lines += ["", "## Not compared", ""]
+        lines += [f"- {cell(entry['label'])}: {cell(entry['reason'])}" for entry in comparison["left_out"]]
+    if comparison["settings"]:
+        lines += ["", "## What was set differently", "", row(["key", "A", "B"]), rule(3)]
+        lines += [row([entry["key"], str(entry["a"]), str(entry["b"])]) for entry in comparison["settings"]]
+    if comparison["changes"]:
+        lines += ["", "## Items that changed", "", row(["metric", "item", "A", "B", ""]), rule(5)]
+        for change in comparison["changes"]:
+            values = [f"{change[side]:.4g}" for side in ("a", "b")]
+            lines.append(row([change["metric"], change["id"], *values, change["verdict"]]))
+    return lines
+
+
+def finding(found: Mapping[str, Any]) -> str:
+    """A line of a list."""
+    mark = "**Warning:** " if found["level"] == "warning" else ""
+    return f"- {mark}**{cell(found['title'])}.** {cell(found['text'])}"
+
+
 def _reward_model(model: Mapping[str, Any]) -> list[str]:
-    lines = [f"Stage **{_cell(model['stage'])}**, {_cell(model['component'])}", ""]
+    lines = [f"Stage **{cell(model['stage'])}**, {cell(model['component'])}", ""]
     for source in model["sources"]:
         share = value(source["share_of_loss"], "rate")
-        lines.append(f"- learnt from {source['n']} {_cell(source['name'] or 'unnamed')}, {share} of the loss")
+        lines.append(f"- learnt from {source['n']} {cell(source['name'] or 'unnamed')}, {share} of the loss")
     heldout = model["heldout"]
     if not heldout:
         return [*lines, "- not measured on comparisons that it did not learn from", ""]
-    for row in heldout["differences"]:
-        known = row["low"] is not None
-        span = f" [{signed(row['low'], 'rate')}, {signed(row['high'], 'rate')}]" if known else ""
+    for found in heldout["differences"]:
+        known = found["low"] is not None
+        span = f" [{signed(found['low'], 'rate')}, {signed(found['high'], 'rate')}]" if known else ""
         lines.append(
-            f"- accuracy less that of {_cell(row['label'])}: {signed(row['value'], 'rate')}{span}, n = {row['n']}"
+            f"- accuracy less that of {cell(found['label'])}: {signed(found['value'], 'rate')}{span}, n = {found['n']}"
         )
     head = ["held-out pairs", "n", "accuracy", "shorter wins", "longer wins", "ECE", "Brier", "loss (nats)"]
-    lines += ["", _row(head), _rule(len(head))]
+    lines += ["", row(head), rule(len(head))]
     for group in heldout["groups"]:
         rates = [
             f"{value(group[key]['value'], 'rate')} {interval(group[key], 'rate')}"
             for key in ("accuracy", "shorter_wins", "longer_wins")
         ]
         scores = [value(group[key], "score") for key in ("calibration_error", "brier", "loss")]
-        lines.append(_row([group["name"], str(group["n"]), *rates, *scores]))
+        lines.append(row([group["name"], str(group["n"]), *rates, *scores]))
     return [*lines, ""]
 
 
@@ -133,18 +186,20 @@ def _judge(audit: Mapping[str, Any] | None, labels: Mapping[str, Any] | None) ->
     people = bool(labels and labels["by_people"])
     first = [] if audit or people else ["The labeler was never audited: nothing is known about its labels.", ""]
     title = "## The labels of people" if people and not audit else "## The judge"
-    return [title, "", *first, _row(["measure", "value"]), _rule(2), *map(_row, rows), ""]
+    return [title, "", *first, row(["measure", "value"]), rule(2), *map(row, rows), ""]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+def row(cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(map(cell, cells)) + " |"
 
 
-def _rule(columns: int) -> str:
+def rule(columns: int) -> str:
+    """What stands under the first row of a table."""
     return "| " + " | ".join(["---"] * columns) + " |"
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
     """One line that cannot start markup, a tag or another cell."""
     line = plain(" ".join(str(text).split()))
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", line)

@@ -1,4 +1,5 @@
-"""Reporters: ``html`` (one file for people), ``json`` (for programs), ``markdown`` (for terminals)."""
+"""Reporters: ``html`` (one file for people), ``json`` (for programs), ``csv`` (for spreadsheets), ``markdown`` (for
+terminals), ``model_card`` (for a model's repository)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ class HtmlOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: int = Field(100, ge=1, description="prompts, pairs and samples shown of each; JSON and tables hold all")
+    units: int = Field(
+        100_000, ge=0, description="prompts and items in the file, with all their texts; JSON and tables hold all"
+    )
 
 
 class JsonOptions(BaseModel):
@@ -32,11 +35,23 @@ class MarkdownOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CsvOptions(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelCardOptions(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 def make_html(options: HtmlOptions, context: StageContext) -> Reporter:
     """``html``; see ``html.py``."""
     from cai_plugins.reporters.html import HtmlReporter
 
-    return HtmlReporter(options.rows)
+    return HtmlReporter(options.units)
 
 
 def make_json(options: JsonOptions, context: StageContext) -> Reporter:
@@ -53,9 +68,25 @@ def make_markdown(options: MarkdownOptions, context: StageContext) -> Reporter:
     return MarkdownReporter()
 
 
+def make_csv(options: CsvOptions, context: StageContext) -> Reporter:
+    """``csv``; see ``csv_report.py``."""
+    from cai_plugins.reporters.csv_report import CsvReporter
+
+    return CsvReporter()
+
+
+def make_model_card(options: ModelCardOptions, context: StageContext) -> Reporter:
+    """``model_card``; see ``model_card.py``."""
+    from cai_plugins.reporters.model_card import ModelCardReporter
+
+    return ModelCardReporter()
+
+
 @hookimpl
 def cai_register_reporters() -> Iterable[Component[Reporter]]:
     """The reporters that come with cai-core."""
-    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people")
-    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs")
-    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown")
+    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people", revision=2)
+    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs", revision=2)
+    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown", revision=2)
+    yield Component("csv", CsvOptions, make_csv, "tables that a spreadsheet opens without running anything")
+    yield Component("model_card", ModelCardOptions, make_model_card, "a card for the trained model, as hubs read it")

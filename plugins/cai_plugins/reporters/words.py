@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# A terminal or an editor obeys them; no page or table needs them.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# A terminal or an editor obeys the first; no page or table needs them. Halves of surrogate pairs cannot be written.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def plain(text: str) -> str:
-    """``text`` with control characters, but for tabs and line breaks, shown as U+FFFD."""
+    """``text`` with control characters, but for tabs and line breaks, and lone surrogates shown as U+FFFD."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -54,3 +54,8 @@ def seconds(number: float | None) -> str:
 def memory(megabytes: float | None) -> str:
     """Gigabytes."""
     return "" if megabytes is None else f"{megabytes / 1000:.1f} GB"
+
+
+def p_value(number: float) -> str:
+    """Three digits; never 0."""
+    return f"{number:.3f}" if number >= 0.001 else "< 0.001"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Literal
 
 from cai_core.errors import UserError
 from cai_core.text.pairs import labelled_pairs
-from cai_core.types.records import Message
+from cai_core.text.parts import opening
+from cai_core.types.records import Conversation, Message
 from cai_core.types.reward import Preference
 from cai_plugins._torch.seeding import fraction, seed32
 
@@ -24,16 +24,21 @@ PAPER_HELPFUL = 135_296 / 182_831
 
 
 def helpful_comparisons(
-    choice: Literal["builtin", "none"] | Path, wanted: int | None, given: int, seed: int
+    choice: Literal["builtin", "none"] | Path,
+    wanted: int | None,
+    given: int,
+    seed: int,
+    mine: Callable[[Conversation], bool] = lambda prompt: True,
 ) -> tuple[list[Preference], int]:
     """Helpfulness comparisons to add to ``given`` others, chosen at random by ``seed``, and how many there are.
 
     choice: the built-in ones, none, or a file that ``labelled_pairs`` reads; a ``source`` in the file stays, else it is
-    "helpful". wanted: how many; None is the paper's proportion to ``given``, as far as there are any.
+    "helpful". wanted: how many; None is the paper's proportion to ``given``, as far as there are any. mine: says of a
+    conversation whether it may be learnt from.
     """
     if choice == "none":
         return [], 0
-    there = _built_in(seed) if choice == "builtin" else _from_file(choice)
+    there = [pair for pair in (_built_in(seed) if choice == "builtin" else _from_file(choice)) if mine(pair.prompt)]
     if wanted is not None and wanted > len(there):
         name = "built in" if choice == "builtin" else f"in {choice}"
         raise UserError(
@@ -70,19 +75,11 @@ def split(pairs: Sequence[Preference], share: float) -> tuple[list[Preference], 
     The hash of the conversation's first user turn decides, so that no conversation and none that opens alike is on
     both sides, and the side does not change when other comparisons are added.
     """
-    heldout = [fraction("heldout", opening(pair)) < share for pair in pairs]
+    heldout = [fraction("heldout", opening(pair.prompt)) < share for pair in pairs]
     return (
         [pair for pair, out in zip(pairs, heldout, strict=True) if not out],
         [pair for pair, out in zip(pairs, heldout, strict=True) if out],
     )
-
-
-def opening(pair: Preference) -> str:
-    """The words of the first user turn, without regard to case, white space and punctuation."""
-    first = next((m.content for m in pair.prompt if m.role == "user"), pair.prompt[0].content)
-    folded = first.casefold()
-    # A turn of signs alone has no words, and is not like every other one.
-    return " ".join(re.findall(r"\w+", folded)) or " ".join(folded.split())
 
 
 def balanced(pairs: Sequence[Preference], balance: Mapping[str, float] | None) -> list[Preference]:

@@ -80,7 +80,9 @@ class PreferenceModel:
                 f"no comparison to learn from: {len(preferences)} given, all of them with two identical answers",
                 where="reward_model",
             )
-        helpful, there = helpful_comparisons(options.helpful, options.helpful_pairs, len(distinct), self.context.seed)
+        helpful, there = helpful_comparisons(
+            options.helpful, options.helpful_pairs, len(distinct), self.context.seed, self.context.may_learn
+        )
         check_preferences(helpful)
         added = [p for p in helpful if p.response_a != p.response_b]
         (given, heldout), (more, heldout_more) = split(distinct, options.heldout), split(added, options.heldout)

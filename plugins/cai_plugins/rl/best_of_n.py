@@ -16,24 +16,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import CAIError, UserError
+from cai_core.errors import CAIError
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Message, ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import Example, TrainResult
+from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import load_tokenizer
 from cai_plugins._torch.ranks import connect, gather, rank
 from cai_plugins._torch.seeding import derived
+from cai_plugins.rl.by_n import Scored, by_n
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import BestOfNOptions
+from cai_plugins.rl.prompts import fitting, left_out
 
 
 class BestOfN:
     """See ``RLAlgorithm``. A sample depends on the stage's seed, its prompt and its number alone; samples survive a
     crash and are not drawn again. The curve has one row per ``chunk`` of prompts, that of the fine-tuning is in
-    ``extra["sft_curve"]``."""
+    ``extra["sft_curve"]``. With a held-out reward, ``extra["validation"]`` has both rewards for 1, 2, 4, ...
+    samples."""
 
     def __init__(self, options: BestOfNOptions, context: StageContext) -> None:
         self.options = options
@@ -41,10 +45,10 @@ class BestOfN:
 
     def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
         """See ``RLAlgorithm``. The backend in the role "policy" must hold the model ``policy``."""
-        prompts = prompts[: self.options.prompts]
-        if not prompts:
-            raise UserError("no prompt to sample answers for", where="rl", hint="give prompts of split train")
-        check_ends(load_tokenizer(policy), policy)
+        tokenizer = load_tokenizer(policy)
+        check_ends(tokenizer, policy)
+        given = prompts[: self.options.prompts]
+        prompts, _ = fitting(Chat(tokenizer, policy), policy, given, self.options.max_new_tokens)
         connect(self.context.device)
         # Of several processes the first draws and scores, and the others wait; the fine-tuning is shared.
         found = gather(self._best(policy, prompts, reward) if rank() == 0 else None)[0]
@@ -60,8 +64,8 @@ class BestOfN:
         return TrainResult(
             metrics={**{f"sft_{name}": value for name, value in tuned.metrics.items()}, **found["metrics"]},
             curve=found["curve"],
-            notes=[*found["notes"], *tuned.notes],
-            extra={"sft_curve": [dict(row) for row in tuned.curve]},
+            notes=[*left_out(given, prompts), *found["notes"], *tuned.notes],
+            extra={"sft_curve": [dict(row) for row in tuned.curve], "validation": found["validation"]},
         )
 
     def _best(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel) -> dict[str, Any]:
@@ -71,6 +75,8 @@ class BestOfN:
         curve: list[dict[str, float]] = []
         sums = {"mean": 0.0, "best": 0.0}
         scored = undecided = unanswered = 0
+        heldout = self.context.heldout_reward()
+        both: list[Scored] = []
         with _SampleFile(self.context.workdir / f"samples-{_identity(options, policy)}.jsonl") as samples:
             for first in range(0, len(prompts), options.chunk):
                 chunk = prompts[first : first + options.chunk]
@@ -82,6 +88,8 @@ class BestOfN:
                 rewards = _rewards(reward, rows)
                 if first == 0:
                     check_signal([text for _, answers in rows for text in answers], list(chain.from_iterable(rewards)))
+                if heldout is not None:
+                    both += zip(rewards, _rewards(heldout, rows, "heldout_reward"), strict=True)
                 means, bests = [], []
                 for i, ((_, answers), values) in enumerate(zip(rows, rewards, strict=True), first):
                     if not values:
@@ -115,7 +123,11 @@ class BestOfN:
             "prompts_undecided": float(undecided),
         }
         notes = list(self._notes(undecided, unanswered, len(prompts)))
-        return {"texts": texts, "metrics": metrics, "curve": curve, "notes": notes}
+        found = {"texts": texts, "metrics": metrics, "curve": curve, "notes": notes, "validation": None}
+        if heldout is not None:
+            found["validation"] = by_n(both, n)
+            notes.insert(0, found["validation"]["why"])
+        return found
 
     def _draw(self, chunk: Sequence[Prompt], samples: _SampleFile, before: int, total: int) -> None:
         """Every sample of ``chunk`` that is not in the file yet."""
@@ -182,12 +194,14 @@ class _SampleFile:
         self._file.close()
 
 
-def _rewards(reward: RewardModel, rows: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[float]]:
+def _rewards(
+    reward: RewardModel, rows: Sequence[tuple[Prompt, Sequence[str]]], where: str = "reward"
+) -> list[list[float]]:
     """Finite rewards, per prompt and sample."""
     exchanges = [
         Exchange(_key(prompt, k), prompt.messages, text) for prompt, texts in rows for k, text in enumerate(texts)
     ]
-    values = iter(finite_rewards(reward, exchanges))
+    values = iter(finite_rewards(reward, exchanges, where))
     return [[next(values) for _ in texts] for _, texts in rows]
 
 

@@ -25,7 +25,21 @@ def check_ends(tokenizer: Any, policy: Path) -> None:
         )
 
 
-def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[float]:
+def end_tokens(model: Any, tokenizer: Any, policy: Path) -> set[int]:
+    """The tokens that properly end an answer. Raises ``UserError`` where the policy has none."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    if not ends:
+        raise UserError(
+            "the policy has no end-of-text token, so that no answer would ever end",
+            where=str(policy),
+            hint="set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json, or use an "
+            "instruct model",
+        )
+    return ends
+
+
+def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: str = "reward") -> list[float]:
     """One finite reward per exchange. Raises ``CAIError`` otherwise, also where the reward model fails."""
     try:
         rewards = list(reward.score(exchanges)) if exchanges else []
@@ -34,34 +48,34 @@ def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[f
     except Exception as error:  # a reward model may be anybody's
         raise CAIError(
             f"the reward model failed on {len(exchanges)} answers: {type(error).__name__}: {error}",
-            where="reward",
+            where=where,
             hint="nothing of this batch was learnt; the same command goes on from the last checkpoint",
         ) from error
     if len(rewards) != len(exchanges):
-        raise CAIError(f"the reward model gave {len(rewards)} scores for {len(exchanges)} answers", where="reward")
+        raise CAIError(f"the reward model gave {len(rewards)} scores for {len(exchanges)} answers", where=where)
     for exchange, value in zip(exchanges, rewards, strict=True):
         if not math.isfinite(value):
             raise CAIError(
                 f"the reward of {exchange.id!r} is {value}; it must be finite",
-                where="reward",
+                where=where,
                 hint="nothing was learnt from it; train the reward model again at a lower learning_rate",
             )
     return rewards
 
 
-def shared_rewards(reward: RewardModel, exchanges: Sequence[Exchange]) -> list[float]:
+def shared_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: str = "reward") -> list[float]:
     """``finite_rewards`` of ``exchanges``, which every process has: each asks for a part and gets all."""
     mine = slice(*(len(exchanges) * r // world() for r in (rank(), rank() + 1)))
-    return [value for part in gather(finite_rewards(reward, exchanges[mine])) for value in part]
+    return [value for part in gather(finite_rewards(reward, exchanges[mine], where)) for value in part]
 
 
-def check_signal(answers: Sequence[str], rewards: Sequence[float]) -> None:
+def check_signal(answers: Sequence[str], rewards: Sequence[float], where: str = "reward") -> None:
     """Raises ``UserError`` when the rewards of at least ``LEAST_ANSWERS`` different answers are all the same."""
     different = len(set(answers))
     if different >= LEAST_ANSWERS and len(set(rewards)) == 1:
         raise UserError(
             f"the reward is {rewards[0]} for all {len(answers)} first answers, {different} of them different: "
             "there is nothing to learn",
-            where="reward",
+            where=where,
             hint="choose a reward that tells them apart, or more samples where it is rarely earned",
         )

@@ -26,6 +26,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from cai_core.errors import UserError
+from cai_core.text.parts import opening
+from cai_core.types.backend import Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Conversation, Message
@@ -34,14 +36,19 @@ from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
-from cai_plugins._torch.lora import lora_config, save_merged, trained
+from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.preferences import check_preferences
 from cai_plugins._torch.ranks import Shared, everywhere, world
 from cai_plugins.rl.checks import check_ends
-from cai_plugins.rl.plugin import DPOOptions
+from cai_plugins.rl.live import Live
+from cai_plugins.rl.looking import Looks, chosen
+from cai_plugins.rl.plugin import DPOOptions, ValidationOptions
+from cai_plugins.rl.validation import Validation, set_aside, told, wanted
 
 COUNTED = ("equal", "too_long", "shortened", "undecided")
+ANSWER = 128
+"""Tokens of an answer that is looked at, at most, as in Bai et al. 2022a."""
 NAMES = ("loss", "accuracy", "margin", "logratio_preferred", "logratio_other")
 
 
@@ -69,9 +76,15 @@ class DPO:
         check_preferences(pairs)
         tokenizer = load_tokenizer(policy)
         check_ends(tokenizer, policy)
+        chat = Chat(tokenizer, policy)
         limit = min(options.max_length, context_length(policy))
-        encoded = encode(pairs, Chat(tokenizer, policy), limit)
+        watched, aside = wanted(options.validation, self.context), list[tuple[Prompt, list[int]]]()
+        if watched is not None:
+            pairs, aside = _spared(pairs, chat, limit - ANSWER, watched, self.context.seed)
+        encoded = encode(pairs, chat, limit)
         notes = encoded.notes(limit)
+        if aside:
+            notes.append(f"the pairs of {len(aside)} conversations are for validation and are not learnt from")
         if not encoded.rows:
             hint = "the stages pairs and label say why, or raise max_length"
             raise UserError("; ".join(["no labelled pair to learn from", *notes]), where="rl: dpo", hint=hint)
@@ -107,9 +120,14 @@ class DPO:
             processing_class=tokenizer,
             peft_config=lora_config(options.lora, "CAUSAL_LM"),
         )
-        log = run(trainer, self.context, folder, "optimizer steps")
+        validation = None
+        if watched is not None:
+            live = Live(trainer.model, policy, tokenizer, self.context, 1.0, self.micro)
+            validation = Validation(watched, self.context, live, aside, Sampling(ANSWER), None)
+            trainer.add_callback(Looks(validation, folder))
+        log = run(trainer, self.context, folder, "optimizer steps", validation)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
-        save_merged(trained(trainer, again), tokenizer, out)
+        save_merged(chosen(trainer, validation, folder, again), tokenizer, out)
 
         steps = curve(log, {name: name for name in NAMES})
         metrics = {
@@ -123,7 +141,7 @@ class DPO:
         for name in NAMES[1:]:
             if seen := [row[name] for row in tail if name in row]:
                 metrics[f"{name}_second_half"] = math.fsum(seen) / len(seen)
-        return TrainResult(metrics=metrics, curve=steps, notes=notes)
+        return told(TrainResult(metrics=metrics, curve=steps, notes=notes), validation, trainer.state.max_steps)
 
 
 class SoftDPOTrainer(Shared, Unobserved, DPOTrainer):
@@ -238,6 +256,19 @@ def encode(pairs: Sequence[Preference], chat: Chat, limit: int) -> Encoded:
         tokens = {"prompt_ids": a[:start], "chosen_ids": a[start:], "rejected_ids": b[start:]}
         rows.append({**tokens, "p": pair.p_a, "weight": pair.weight})
     return Encoded(rows, counts)
+
+
+def _spared(
+    pairs: Sequence[Preference], chat: Chat, room: int, options: ValidationOptions, seed: int
+) -> tuple[list[Preference], list[tuple[Prompt, list[int]]]]:
+    """The pairs to learn from, and conversations of others to answer, with their tokens. Those that open alike are on
+    one side; ``room`` is that for a conversation, in tokens."""
+    first = {opening(pair.prompt): pair for pair in reversed(pairs)}
+    asked = [(Prompt(p.id, p.prompt), chat.ids(p.prompt, generation_prompt=True)) for p in first.values()]
+    fitting = [item for item in asked if len(item[1]) <= room]
+    _, aside = set_aside(fitting, options, seed, lambda item: opening(item[0].messages))
+    taken = {opening(prompt.messages) for prompt, _ in aside}
+    return [pair for pair in pairs if opening(pair.prompt) not in taken], aside
 
 
 def _longest(chat: Chat, answers: Sequence[Message], prompt: Conversation) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from datasets import Dataset
 
 from cai_core.errors import UserError
+from cai_core.types.backend import Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import conversation
@@ -25,12 +26,17 @@ from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
-from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
-from cai_plugins._torch.lora import lora_config, save_merged, trained
+from cai_plugins._torch.loading import load_causal, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.ranks import gather
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
+from cai_plugins.rl.live import Live
+from cai_plugins.rl.looking import Looks, chosen
 from cai_plugins.rl.plugin import GroupOptions
-from cai_plugins.rl.prompts import layout
+from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.texts import text_rates
+from cai_plugins.rl.validation import Validation, set_aside, told, wanted
 
 NAMES = {
     "reward": "reward",
@@ -41,6 +47,9 @@ NAMES = {
     "completions/mean_length": "length",
     "completions/clipped_ratio": "clipped",
     "frac_reward_zero_std": "groups_without_signal",
+    "refusal": "refusal",
+    "repetition": "repetition",
+    "boilerplate": "boilerplate",
     "loss": "loss",
 }
 SAMPLED = (
@@ -50,6 +59,9 @@ SAMPLED = (
     "completions/mean_length",
     "completions/clipped_ratio",
     "kl",
+    "refusal",
+    "repetition",
+    "boilerplate",
 )
 
 
@@ -81,11 +93,12 @@ class Grouped:
         tokenizer = load_tokenizer(policy)
         check_ends(tokenizer, policy)
         chat = Chat(tokenizer, policy)
-        room = context_length(policy) - options.max_new_tokens
-        usable = [p for p in prompts if len(chat.ids(p.messages, generation_prompt=True)) <= room]
-        notes = []
-        if len(usable) < len(prompts):
-            notes.append(f"{len(prompts) - len(usable)} of {len(prompts)} prompts left out: too long for the model")
+        usable, _ = fitting(chat, policy, prompts, options.max_new_tokens)
+        notes = left_out(prompts, usable)
+        watched, aside = wanted(options.validation, self.context), list[Prompt]()
+        if watched is not None:
+            usable, aside = set_aside(usable, watched, self.context.seed, lambda prompt: prompt.id)
+            notes.append(f"{len(aside)} prompts are for validation and are not learnt from")
         if len(usable) < options.prompts_per_step:
             raise UserError(
                 f"prompts_per_step is {options.prompts_per_step} and there are {len(usable)} prompts",
@@ -98,9 +111,10 @@ class Grouped:
         rows = [{"prompt": chat.turns(usable[i].messages), "index": i} for i in order]
 
         folder = self.context.workdir / f"{self.name}-{_identity(policy, usable)}"
+        made = _Reward(reward, usable, first=last_whole(folder) is None)
         trainer = self.trainer(
             model=load_causal(policy, self.context.device, all_weights=options.lora is None),
-            reward_funcs=_Reward(reward, usable, first=last_whole(folder) is None),
+            reward_funcs=made,
             args=self.config(
                 **arguments(
                     self.context,
@@ -125,9 +139,16 @@ class Grouped:
             processing_class=tokenizer,
             peft_config=lora_config(options.lora, "CAUSAL_LM"),
         )
-        log = run(trainer, self.context, folder, "optimizer steps")
+        validation = None
+        if watched is not None:
+            live = Live(trainer.model, policy, tokenizer, self.context, options.temperature, self.micro)
+            asked = [(prompt, chat.ids(prompt.messages, generation_prompt=True)) for prompt in aside]
+            sampling = Sampling(options.max_new_tokens, options.temperature)
+            validation = Validation(watched, self.context, live, asked, sampling, reward)
+            trainer.add_callback(Looks(validation, folder, every))
+        log = run(trainer, self.context, folder, "optimizer steps", validation)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
-        save_merged(trained(trainer, again), tokenizer, out)
+        save_merged(chosen(trainer, validation, folder, again), tokenizer, out)
 
         steps = curve(filled(log), NAMES)
         batches = [entry for entry in log if "reward" in entry]
@@ -149,7 +170,7 @@ class Grouped:
         }
         if options.beta:
             metrics["kl_last"] = steps[-1]["kl"]
-        return TrainResult(metrics=metrics, curve=steps, notes=notes)
+        return told(TrainResult(metrics=metrics, curve=steps, notes=notes), validation, options.steps)
 
 
 class _Reward:
@@ -161,6 +182,7 @@ class _Reward:
         self.reward = reward
         self.prompts = prompts
         self.first = first
+        self.rates: dict[str, float] = {}  # of the last batch of samples, until they are told
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], index: Sequence[int], **kwargs: Any
@@ -174,7 +196,22 @@ class _Reward:
         if self.first:
             check_signal([exchange.response for exchange in exchanges], rewards)
             self.first = False
+        mine = [(self.prompts[i].id, e.response) for i, e in zip(index, exchanges, strict=True)]
+        self.rates = text_rates([(prompt, text) for part in gather(mine) for prompt, text in part])
         return rewards
+
+
+class WithRates:
+    """Put before a TRL trainer: its log tells what the texts of a batch of samples are like."""
+
+    reward_funcs: Sequence[Any]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """See TRL. The rates are told once, as TRL tells a batch's reward."""
+        reward = self.reward_funcs[0]
+        logs |= reward.rates
+        reward.rates = {}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
 def filled(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,11 +11,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cai_core.types.context import StageContext
 from cai_plugins._torch.callbacks import Unobserved
-from cai_plugins.rl.grouped import Grouped
+from cai_plugins.rl.grouped import Grouped, WithRates
 from cai_plugins.rl.plugin import GRPOOptions
 
 
-class _Trainer(Unobserved, GRPOTrainer):
+class _Trainer(WithRates, Unobserved, GRPOTrainer):
     pass
 
 

@@ -1,4 +1,4 @@
-"""RL algorithms: ``ppo``, ``grpo`` and ``rloo`` (policy gradient), ``dpo`` (from labels), ``best_of_n``."""
+"""RL algorithms: ``ppo``, ``grpo`` and ``rloo`` (policy gradient), ``dpo`` and ``online_dpo``, ``best_of_n``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,33 @@ from cai_core.types.rl import RLAlgorithm
 from cai_plugins._torch.options import TrainingOptions
 
 
-class PPOOptions(TrainingOptions):
+class ValidationOptions(BaseModel):
+    """Looks at the policy on the way: it answers prompts that it does not learn from, the reward and the recipe's
+    held-out reward model score the answers, and the policy that the latter liked best is the result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Our choices. With the defaults of ``ppo``, looks cost about a tenth of what training samples cost; the standard
+    # error of a score with deviation 1 is 0.18.
+    every: int = Field(10, ge=1, description="steps between looks; there is one before the first and after the last")
+    prompts: int = Field(
+        32, ge=1, description="prompts set aside for it, by hash, at most a fifth of those that there are"
+    )
+    samples: int = Field(1, ge=1, description="answers per prompt and look")
+    patience: int | None = Field(
+        3, ge=1, description="looks without a higher held-out reward after which training stops; null is never"
+    )
+
+
+class RLOptions(TrainingOptions):
+    """What algorithms share that train by steps."""
+
+    validation: ValidationOptions | None = Field(
+        None, description="looks on the way; null: the defaults where the recipe has a heldout_reward, else none"
+    )
+
+
+class PPOOptions(RLOptions):
     """Proximal policy optimization with a value function and the KL penalty inside of the reward.
 
     A step is a batch of samples and ``epochs`` x ``minibatches`` optimizer steps on it.
@@ -79,7 +105,7 @@ class PPOOptions(TrainingOptions):
     save_steps: int = Field(10, ge=1, description="batches of samples between checkpoints", json_schema_extra=EXECUTION)
 
 
-class GroupOptions(TrainingOptions):
+class GroupOptions(RLOptions):
     """What algorithms share that compare the samples of one prompt with each other."""
 
     steps: int = Field(100, ge=1, description="optimizer steps")
@@ -126,7 +152,7 @@ class RLOOOptions(GroupOptions):
     )
 
 
-class DPOOptions(TrainingOptions):
+class DPOOptions(RLOptions):
     """Direct preference optimization on the run's soft labels: no reward model, no sampling.
 
     Needs the stage `label`; a stage `reward` is not used.
@@ -147,6 +173,29 @@ class DPOOptions(TrainingOptions):
     save_steps: int = Field(
         50, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION
     )
+
+
+class OnlineDPOOptions(RLOptions):
+    """Direct preference optimization on pairs that the current policy draws and the reward, or the labeler, labels.
+
+    A step is a batch of pairs and one optimizer step on it.
+    """
+
+    steps: int = Field(100, ge=1, description="batches of pairs")
+    # Our choice; Guo et al. 2024 have 128.
+    prompts_per_step: int = Field(8, ge=1, description="pairs per batch, one for a prompt")
+    # Bai et al. 2022a: at most 128 tokens.
+    max_new_tokens: int = Field(128, ge=1, description="tokens per sample at most")
+    temperature: float = Field(1.0, gt=0, description="of sampling and of all probabilities (the paper: 1 throughout)")
+    # Our choice for adapters; Guo et al. 2024 train all weights at 5e-7.
+    learning_rate: float = Field(5e-5, ge=0, description="AdamW's learning rate")
+    beta: float = Field(
+        0.1, gt=0, description="how much a log-ratio to the policy as given counts (Guo et al. 2024: 0.1)"
+    )
+    # Our choices, those of ``ppo``.
+    max_kl: float | None = Field(100.0, gt=0, description="nats per sequence at which training stops; null is never")
+    max_empty: float = Field(0.9, gt=0, le=1, description="share of empty answers in a batch at which training stops")
+    save_steps: int = Field(10, ge=1, description="steps between checkpoints", json_schema_extra=EXECUTION)
 
 
 class BestOfNOptions(BaseModel):
@@ -194,6 +243,20 @@ def make_dpo(options: DPOOptions, context: StageContext) -> RLAlgorithm:
     return DPO(options, context)
 
 
+def make_online_dpo(options: OnlineDPOOptions, context: StageContext) -> RLAlgorithm:
+    """``online_dpo``; see ``online_dpo.py``."""
+    from cai_plugins.rl.online_dpo import OnlineDPO
+
+    return OnlineDPO(options, context)
+
+
+def make_oaif(options: OnlineDPOOptions, context: StageContext) -> RLAlgorithm:
+    """``oaif``; see ``online_dpo.py``."""
+    from cai_plugins.rl.online_dpo import OnlineDPO
+
+    return OnlineDPO(options, context, judged=True)
+
+
 def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorithm:
     """``best_of_n``; see ``best_of_n.py``."""
     from cai_plugins.rl.best_of_n import BestOfN
@@ -216,6 +279,20 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         "direct preference optimization on soft labels (TRL), without a reward model",
         learns_from=("label",),
         distributed=True,
+    )
+    yield Component(
+        "online_dpo",
+        OnlineDPOOptions,
+        make_online_dpo,
+        "direct preference optimization on the policy's own pairs, which the reward labels softly",
+    )
+    yield Component(
+        "oaif",
+        OnlineDPOOptions,
+        make_oaif,
+        "online AI feedback: online_dpo on labels of the run's labeler, without a reward model",
+        needs=("labeler", "principle_sampler"),
+        learns_from=("prompts",),
     )
     yield Component(
         "best_of_n",

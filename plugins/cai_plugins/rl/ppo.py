@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import random
 import time
@@ -34,7 +33,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_scheduler, set_seed
 
@@ -48,12 +46,13 @@ from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
 from cai_plugins._torch.chat import Chat
-from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
-from cai_plugins._torch.loading import context_length, load_causal, load_classifier, load_tokenizer
+from cai_plugins._torch.checkpoints import keep_last, last_whole
+from cai_plugins._torch.loading import load_causal, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.ranks import connect, gather, rank, sum_up, sum_up_gradients, world
 from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins._torch.seeding import derived, seed32
+from cai_plugins._torch.training_state import load_training, save_training
 from cai_plugins.rl.advantages import (
     explained_variance,
     gae,
@@ -66,13 +65,14 @@ from cai_plugins.rl.advantages import (
     value_loss,
     whiten,
 )
-from cai_plugins.rl.checks import check_signal, shared_rewards
-from cai_plugins.rl.plugin import PPOOptions
-from cai_plugins.rl.prompts import layout
+from cai_plugins.rl.checks import check_signal, end_tokens, shared_rewards
+from cai_plugins.rl.live import Tokens, no_dropout
+from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
+from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.texts import text_rates
+from cai_plugins.rl.validation import Validation, checkpoint, set_aside, told, wanted
 
 Row = dict[str, float]
-Tokens = tuple[list[int], list[int]]
-"""A prompt and an answer to it."""
 
 
 class PPO:
@@ -109,20 +109,33 @@ class PPO:
         options, seed = self.options, self.context.seed
         tokenizer = load_tokenizer(policy)
         chat = Chat(tokenizer, policy)
-        usable, ids = self._fitting(chat, policy, prompts)
+        usable, ids = fitting(chat, policy, prompts, options.max_new_tokens)
+        notes = left_out(prompts, usable)
+        watched, aside = wanted(options.validation, self.context), list[tuple[Prompt, list[int]]]()
+        if watched is not None:
+            kept, aside = set_aside(list(zip(usable, ids, strict=True)), watched, seed, lambda item: item[0].id)
+            usable, ids = [prompt for prompt, _ in kept], [tokens for _, tokens in kept]
         order = layout(len(usable), options.steps * options.prompts_per_step, seed32(seed, "prompts"))
         set_seed(seed32(seed, "train"))  # adapters begin with random numbers
         learner = _Learner(options, self.context, policy, tokenizer, self.micro)
         folder = self.context.workdir / f"ppo-{_identity(options, self.context, policy, usable)}"
         state = learner.load(last_whole(folder)) or _State(beta=options.beta)
-        notes = []
-        if len(usable) < len(prompts):
-            notes.append(f"{len(prompts) - len(usable)} of {len(prompts)} prompts left out: too long for the model")
+        validation = None
+        if watched is not None:
+            validation = self._validation(watched, learner, aside, reward)
+            validation.rows = state.looks
+        if aside:
+            notes.append(f"{len(aside)} prompts are for validation and are not learnt from")
         if len(usable) < options.prompts_per_step:
             notes.append(f"{len(usable)} prompts for prompts_per_step {options.prompts_per_step}: batches repeat them")
 
         for step in range(state.step + 1, options.steps + 1):
+            if validation is not None and validation.exhausted:
+                break
             clock = _Clock(state.seconds)
+            if validation is not None and not state.looks:
+                with clock("validation"):
+                    validation.look(0)
             chosen = order[(step - 1) * options.prompts_per_step : step * options.prompts_per_step]
             requests = self._requests([usable[i] for i in chosen], step)
             repeated = [ids[i] for i in chosen for _ in range(options.samples_per_prompt)]
@@ -138,11 +151,13 @@ class PPO:
                 seen = learner.measure(samples)
             ended = [learner.ended(answer) for answer in answers]
             row = _observed(step, scores, texts, ended, seen, state.beta)
+            names = [usable[i].id for i in chosen for _ in range(options.samples_per_prompt)]
+            row |= text_rates(list(zip(names, texts, strict=True)))
             if step == 1:
                 self._check_first(row, texts, scores)
             if trouble := self._trouble(row):
                 # The policy of checkpoint k is seen at step k + 1: the one before this step's is the last good one.
-                self._stop(trouble, step, learner, folder, state, row, notes)
+                self._stop(trouble, step, learner, folder, state, row, notes, validation)
                 break
 
             penalties = torch.tensor([0.0 if end else options.missing_end_penalty for end in ended])
@@ -159,32 +174,23 @@ class PPO:
                 state.beta = next_beta(state.beta, row["kl"], options.kl_target, options.kl_gain)
             state.step = step
             state.curve.append(row)
-            if step % options.save_steps == 0 or step == options.steps:
-                learner.save(folder / f"checkpoint-{step}", state)
+            if validation is not None and validation.due(step, options.steps):
+                with clock("validation"):
+                    validation.look(step)
+            best = validation.best if validation is not None else None
+            if step % options.save_steps == 0 or step in (options.steps, best):
+                spared = validation.spared if validation is not None else ()
+                learner.save(folder / f"checkpoint-{step}", state, spared)
             self.context.progress.update(step, options.steps, "batches of samples")
 
-        save_merged(learner.trained, tokenizer, out)
-        return self._result(state, notes)
+        best = validation.best if validation is not None else None
+        if best and best != state.step:
+            learner.load(checkpoint(folder, best))
+        given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
+        save_merged(learner.trained if given is None else given, tokenizer, out)
+        return told(self._result(state, notes), validation, options.steps)
 
     # before training ---------------------------------------------------------------------------------------------
-
-    def _fitting(self, chat: Chat, policy: Path, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[list[int]]]:
-        """The prompts that leave room for an answer, and their tokens."""
-        options = self.options
-        room = context_length(policy) - options.max_new_tokens
-        encoded = [(prompt, chat.ids(prompt.messages, generation_prompt=True)) for prompt in prompts]
-        usable = [(prompt, ids) for prompt, ids in encoded if 0 < len(ids) <= room]
-        if not prompts:
-            raise UserError("no prompt to sample answers for", where="rl", hint="give prompts of split train")
-        if not usable:
-            shortest = min(len(ids) for _, ids in encoded)
-            raise UserError(
-                f"no prompt fits: the model has {context_length(policy)} positions, an answer may have "
-                f"{options.max_new_tokens} tokens, and the shortest prompt has {shortest}",
-                where="rl.max_new_tokens",
-                hint="lower it, give shorter prompts, or use a policy with a longer context",
-            )
-        return [prompt for prompt, _ in usable], [ids for _, ids in usable]
 
     def _check_first(self, row: Row, texts: Sequence[str], scores: Sequence[float]) -> None:
         """Nothing has been learnt yet."""
@@ -195,6 +201,25 @@ class PPO:
                 hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
             )
         check_signal(texts, scores)
+
+    def _validation(
+        self,
+        options: ValidationOptions,
+        learner: _Learner,
+        aside: Sequence[tuple[Prompt, list[int]]],
+        reward: RewardModel,
+    ) -> Validation:
+        own = self.options
+        return Validation(
+            options,
+            self.context,
+            learner,
+            aside,
+            Sampling(own.max_new_tokens, own.temperature),
+            reward,
+            most_kl=math.inf if own.max_kl is None else own.max_kl,
+            most_empty=own.max_empty,
+        )
 
     # a step ------------------------------------------------------------------------------------------------------
 
@@ -226,9 +251,23 @@ class PPO:
         return ""
 
     def _stop(
-        self, trouble: str, step: int, learner: _Learner, folder: Path, state: _State, row: Row, notes: list[str]
+        self,
+        trouble: str,
+        step: int,
+        learner: _Learner,
+        folder: Path,
+        state: _State,
+        row: Row,
+        notes: list[str],
+        validation: Validation | None,
     ) -> None:
-        """Take the policy back to the last good checkpoint. Raises ``CAIError`` where there is none."""
+        """Take the policy back to the last good checkpoint. Raises ``CAIError`` where there is none. A validation that
+        chooses has seen a policy in order, which is the result then."""
+        if validation is not None and validation.best is not None:
+            state.curve.append({name: value for name, value in row.items() if math.isfinite(value)})
+            state.stopped = step
+            notes.append(f"stopped at step {step} of {self.options.steps}: {trouble}")
+            return
         good = last_whole(folder, at_most=step - 2)
         if good is None:
             raise CAIError(
@@ -340,12 +379,14 @@ class PPO:
 
 @dataclass
 class _State:
-    """What a checkpoint keeps besides tensors. beta: of the next step. stopped: at which step trouble came, or 0."""
+    """What a checkpoint keeps besides tensors. beta: of the next step. looks: see ``Validation``. stopped: at which
+    step trouble came, or 0."""
 
     beta: float
     step: int = 0
     curve: list[Row] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    looks: list[Row] = field(default_factory=list)
     stopped: int = 0
 
 
@@ -379,14 +420,14 @@ class _Learner:
                 "memory, and grpo and rloo can be sharded",
             )
         model = load_causal(policy, context.device, all_weights=options.lora is None)
-        self.proper = _end_tokens(model, tokenizer, policy)
+        self.proper = end_tokens(model, tokenizer, policy)
         self.ends = self.proper | set(tokenizer.all_special_ids)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.proper)
         # The reference: the adapters off, or a copy where there are none.
         self.frozen = None if options.lora else copy.deepcopy(model).requires_grad_(False).eval()
         self.trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
         self.model = model
-        _no_dropout(model)
+        no_dropout(model)
         model.train(options.gradient_checkpointing)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -484,6 +525,10 @@ class _Learner:
         logp, ref, values, entropy = sum_up(found)  # a row is read by one process and 0 in the others
         return _Seen(mask, logp, kl_k1(logp - ref), values, entropy)
 
+    def kl(self, samples: Sequence[Tokens]) -> list[float]:
+        """See ``validation.Policy``."""
+        return [float(value) for value in self.measure(samples).kl.sum(1)]
+
     def _as_reference(self) -> AbstractContextManager[Any]:
         return nullcontext(self.frozen) if self.frozen is not None else self._adapters_off()
 
@@ -519,45 +564,20 @@ class _Learner:
 
     # checkpoints -------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path, state: _State) -> None:
+    def save(self, folder: Path, state: _State, spared: Sequence[int]) -> None:
         """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far. All
-        of it is the same in every process, and the first one writes."""
+        of it is the same in every process, and the first one writes. Of those before the last and ``spared`` stay."""
         if rank():
             return
-        folder.mkdir(parents=True)
-        for name, part in self.parts.items():
-            save_file({key: value.detach().contiguous() for key, value in part.items()}, folder / f"{name}.safetensors")
-        moments = {
-            f"{number}.{name}": value.contiguous()
-            for number, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        save_file(moments, folder / "optimizer.safetensors")
-        kept = {"step": state.step, "beta": state.beta, "curve": state.curve, "seconds": state.seconds}
-        text = json.dumps({**kept, "schedule": self.scheduler.state_dict()}, allow_nan=False)
-        (folder / "state.json").write_text(text, encoding="utf-8")
-        seal(folder)
-        keep_last(folder.parent, KEEP)
+        kept = {name: getattr(state, name) for name in ("step", "beta", "curve", "seconds", "looks")}
+        save_training(folder, self.parts, self.optimizer, self.scheduler, kept)
+        keep_last(folder.parent, KEEP, spared)
 
     def load(self, folder: Path | None) -> _State | None:
         """Go on where ``save`` was; None without a checkpoint."""
         if folder is None:
             return None
-        with torch.no_grad():
-            for name, part in self.parts.items():
-                found = load_file(folder / f"{name}.safetensors")
-                for key, value in part.items():
-                    value.copy_(found[key])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            number, _, name = key.partition(".")
-            moments.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        kept = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.scheduler.load_state_dict(kept.pop("schedule"))
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        return _State(**kept)
+        return _State(**load_training(folder, self.parts, self.optimizer, self.scheduler))
 
 
 class _Head(nn.Module):
@@ -595,7 +615,7 @@ class _Separate(nn.Module):
                 where="rl.critic_model",
                 hint="use `critic: head`",
             )
-        _no_dropout(classifier)
+        no_dropout(classifier)
         classifier.eval()
         if new:
             nn.init.zeros_(classifier.score.weight)
@@ -658,29 +678,6 @@ def _by_length(
     ordered = sorted(chosen, key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))[part::parts]
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
-
-
-def _end_tokens(model: Any, tokenizer: Any, policy: Path) -> set[int]:
-    """The tokens that properly end an answer. Raises ``UserError`` where the policy has none."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    if not ends:
-        raise UserError(
-            "the policy has no end-of-text token, so that no answer would ever end",
-            where=str(policy),
-            hint="set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json, or use an "
-            "instruct model",
-        )
-    return ends
-
-
-def _no_dropout(model: Any) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _diverged(step: int, what: str, value: float) -> CAIError:

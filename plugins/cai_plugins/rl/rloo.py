@@ -13,11 +13,11 @@ from trl import RLOOConfig, RLOOTrainer
 
 from cai_core.types.context import StageContext
 from cai_plugins._torch.callbacks import Unobserved
-from cai_plugins.rl.grouped import Grouped
+from cai_plugins.rl.grouped import Grouped, WithRates
 from cai_plugins.rl.plugin import RLOOOptions
 
 
-class _Trainer(Unobserved, RLOOTrainer):
+class _Trainer(WithRates, Unobserved, RLOOTrainer):
     pass
 
 

@@ -1,0 +1,119 @@
+"""A policy under training, as seen from outside of its trainer: what it samples, and how likely that was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from cai_core.types.backend import GenerateRequest
+from cai_core.types.context import StageContext
+from cai_plugins._torch.loading import load_causal
+from cai_plugins._torch.rollouts import Rollouts
+from cai_plugins.rl.checks import end_tokens
+
+Tokens = tuple[list[int], list[int]]
+"""A prompt and an answer to it."""
+# Our choices, those of the options that ``ppo`` has for them.
+ROWS, BUDGET = 64, 16384
+
+
+class Live:
+    """See ``validation.Policy``. ``model`` is a causal model or one with adapters, whose weights may change between
+    calls; the reference is ``policy``: the adapters switched off, or a copy that is loaded once it is asked for."""
+
+    def __init__(
+        self, model: Any, policy: Path, tokenizer: Any, context: StageContext, temperature: float, micro: int
+    ) -> None:
+        self.trained = model
+        self.model = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.policy, self.tokenizer, self.context = policy, tokenizer, context
+        self.temperature, self.micro = temperature, micro
+        self.proper = end_tokens(self.model, tokenizer, policy)
+        self.ends = self.proper | set(tokenizer.all_special_ids)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.proper)
+        self._frozen: Any = None
+        with self._precision():
+            self.rollouts = Rollouts(self.model, sorted(self.ends), self.pad, ROWS, BUDGET)
+
+    def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
+        """See ``Rollouts``."""
+        with self._precision():
+            return self.rollouts.sample(requests, prompts)
+
+    def ended(self, answer: Sequence[int]) -> bool:
+        """Whether the policy ended the answer as it should; another special token cuts it off."""
+        return answer[-1] in self.proper
+
+    def text(self, answer: Sequence[int]) -> str:
+        """The answer as the reward model reads it."""
+        tokens = answer[:-1] if answer[-1] in self.ends else answer
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def logp(self, samples: Sequence[Tokens], *, reference: bool = False) -> Tensor:
+        """The log-probability of each answer at the sampling's temperature, in nats, [rows]."""
+        width = max(len(answer) for _, answer in samples)
+        whole = max(len(prompt) + len(answer) for prompt, answer in samples)
+        device = self.model.device
+        ids = torch.tensor([[self.pad] * (whole - len(p) - len(a)) + p + a for p, a in samples], device=device)
+        mask = torch.tensor(
+            [[0] * (whole - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in samples], device=device
+        )
+        own = torch.tensor([[0] * (width - len(a)) + [1] * len(a) for _, a in samples], device=device).bool()
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if "position_ids" in self.rollouts.takes:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        if "logits_to_keep" in self.rollouts.takes:
+            inputs["logits_to_keep"] = width + 1
+        with self._as(reference) as model, self._precision():
+            logits = model(**inputs).logits[:, -width - 1 : -1].float() / self.temperature
+        logp = logits.log_softmax(-1).gather(-1, ids[:, -width:, None])[..., 0]
+        return torch.where(own, logp, 0).sum(1)
+
+    @torch.no_grad()
+    def kl(self, samples: Sequence[Tokens]) -> list[float]:
+        """log pi - log ref of each answer, in nats: its mean over samples of the policy is the KL."""
+        found = [0.0] * len(samples)
+        order = sorted(range(len(samples)), key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))
+        training = self.model.training
+        self.model.eval()
+        for start in range(0, len(order), self.micro):
+            rows = order[start : start + self.micro]
+            some = [samples[i] for i in rows]
+            difference = self.logp(some) - self.logp(some, reference=True)
+            for i, value in zip(rows, difference.tolist(), strict=True):
+                found[i] = value
+        self.model.train(training)
+        return found
+
+    @contextmanager
+    def _as(self, reference: bool) -> Iterator[Any]:
+        if not reference:
+            yield self.model
+        elif isinstance(self.trained, PeftModel):
+            with self.trained.disable_adapter():
+                yield self.model
+        else:
+            if self._frozen is None:
+                frozen = load_causal(self.policy, self.context.device, all_weights=True)
+                self._frozen = frozen.requires_grad_(False).eval()
+            yield self._frozen
+
+    def _precision(self) -> Any:
+        device = torch.device(self.context.device).type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu")
+
+
+def no_dropout(model: Any) -> None:
+    """Dropout would make the ratio of a policy to itself a random number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

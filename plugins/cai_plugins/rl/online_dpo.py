@@ -1,0 +1,362 @@
+"""Online direct preference optimization: two answers of the current policy, a label, an update, and again.
+
+Kept of Guo et al. 2024: each pair is sampled from the policy as it is, labelled, and learnt from once by the loss of
+Rafailov et al. 2023. ``oaif`` has the run's labeler give the labels, under principles as in the paper's labelling (Bai
+et al. 2022b, section 4.1), and needs no reward model. ``online_dpo`` has the reward model give them, sigmoid(r(a) -
+r(b)), which is what a preference model means by its scores (Bai et al. 2022a). Changed: a label is a probability and
+not a verdict, and the loss that of ``dpo``. It is least where beta times the difference of log-ratios is the label's
+log-odds, so that the optimum of ``online_dpo`` is the paper's: E[r] - beta KL. Left out: several passes over a pair.
+
+Every random number comes from the stage's seed and what it is for, as in ``ppo.py``: a checkpoint between two steps is
+all that a restart needs. One process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import get_scheduler, set_seed
+
+from cai_core.errors import CAIError, UserError
+from cai_core.types.backend import GenerateRequest, Sampling
+from cai_core.types.context import StageContext
+from cai_core.types.labeler import Comparison
+from cai_core.types.prompts import Prompt
+from cai_core.types.records import ModelInput
+from cai_core.types.reward import Exchange, RewardModel
+from cai_core.types.trainer import TrainResult
+from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
+from cai_plugins._torch.chat import Chat
+from cai_plugins._torch.checkpoints import keep_last, last_whole
+from cai_plugins._torch.loading import load_causal, load_tokenizer
+from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.losses import soft_bradley_terry
+from cai_plugins._torch.seeding import derived, seed32
+from cai_plugins._torch.training_state import load_training, save_training
+from cai_plugins.rl.checks import LEAST_ANSWERS, check_signal, finite_rewards
+from cai_plugins.rl.live import Live, Tokens, no_dropout
+from cai_plugins.rl.plugin import OnlineDPOOptions
+from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.texts import text_rates
+from cai_plugins.rl.validation import Row, Validation, checkpoint, set_aside, told, wanted
+
+
+class OnlineDPO:
+    """See ``RLAlgorithm``. Learning rate 0 leaves the weights as they are. A row of the curve is a batch of pairs: what
+    the policy that drew it was like, and what it learnt. Training that has gone astray (``max_kl``, ``max_empty``) ends
+    early with the last checkpoint whose policy had been seen to be in order; notes and ``metrics["stopped"]`` say so.
+    """
+
+    def __init__(self, options: OnlineDPOOptions, context: StageContext, *, judged: bool = False) -> None:
+        """``judged``: by the labeler, and not by the reward."""
+        quiet()
+        self.judged = judged
+        self.options = options
+        self.context = context
+        self.pairs = options.prompts_per_step
+        self.micro = micro_batch(options, self.pairs, "rl", f"prompts_per_step = {self.pairs}")
+
+    def train(self, policy: Path, prompts: Sequence[Prompt], reward: RewardModel, out: Path) -> TrainResult:
+        """See ``RLAlgorithm``. Raises ``UserError`` where the first batch of answers has nothing to teach."""
+        options, seed = self.options, self.context.seed
+        tokenizer = load_tokenizer(policy)
+        usable, ids = fitting(Chat(tokenizer, policy), policy, prompts, options.max_new_tokens)
+        notes = left_out(prompts, usable)
+        watched, aside = wanted(options.validation, self.context), list[tuple[Prompt, list[int]]]()
+        if watched is not None:
+            kept, aside = set_aside(list(zip(usable, ids, strict=True)), watched, seed, lambda item: item[0].id)
+            usable, ids = [prompt for prompt, _ in kept], [tokens for _, tokens in kept]
+            notes.append(f"{len(aside)} prompts are for validation and are not learnt from")
+        if len(usable) < self.pairs:
+            notes.append(f"{len(usable)} prompts for prompts_per_step {self.pairs}: batches repeat them")
+        order = layout(len(usable), options.steps * self.pairs, seed32(seed, "prompts"))
+
+        set_seed(seed32(seed, "train"))  # adapters begin with random numbers
+        model = load_causal(policy, self.context.device, all_weights=options.lora is None)
+        no_dropout(model)
+        model.train(options.gradient_checkpointing)
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
+        live = Live(trained, policy, tokenizer, self.context, options.temperature, 2 * self.micro)
+        learnt = {name: value for name, value in trained.named_parameters() if value.requires_grad}
+        optimizer = torch.optim.AdamW(
+            list(learnt.values()), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        scheduler = get_scheduler(options.schedule, optimizer, 0, options.steps)
+        folder = self.context.workdir / f"online_dpo-{_identity(policy, usable)}"
+
+        def restored(saved: Path | None) -> _State:
+            if saved is None:
+                return _State()
+            return _State(**load_training(saved, {"policy": learnt}, optimizer, scheduler))
+
+        state = restored(last_whole(folder))
+        validation = None
+        if watched is not None:
+            scorer = None if self.judged else reward
+            limits = {"most_kl": options.max_kl or math.inf, "most_empty": options.max_empty}
+            validation = Validation(watched, self.context, live, aside, self._sampling(), scorer, **limits)
+            validation.rows = state.looks
+        for step in range(state.step + 1, options.steps + 1):
+            if validation is not None and validation.exhausted:
+                break
+            if validation is not None and not state.looks:
+                validation.look(0)
+            chosen = order[(step - 1) * self.pairs : step * self.pairs]
+            row = self._backward(live, step, [(usable[i], ids[i]) for i in chosen], reward)
+            if trouble := self._trouble(row):
+                state = self._stopped(trouble, step, row, state, restored, folder, notes, validation)
+                break
+            row["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+            norm = float(torch.nn.utils.clip_grad_norm_(list(learnt.values()), options.max_grad_norm))
+            if not math.isfinite(norm):
+                raise _diverged(step, "the gradient's norm", norm)
+            row["grad_norm"] = norm
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.step = step
+            state.curve.append(row)
+            if validation is not None and validation.due(step, options.steps):
+                validation.look(step)
+            best = validation.best if validation is not None else None
+            if step % options.save_steps == 0 or step in (options.steps, best):
+                parts = {"policy": learnt}
+                save_training(folder / f"checkpoint-{step}", parts, optimizer, scheduler, state.kept())
+                keep_last(folder, KEEP, validation.spared if validation is not None else ())
+            self.context.progress.update(step, options.steps, "batches of pairs")
+
+        result: Any = trained
+        best = validation.best if validation is not None else None
+        if best and best != state.step:
+            restored(checkpoint(folder, best))
+        elif best == 0:
+            result = load_causal(policy, self.context.device, all_weights=options.lora is None)
+        save_merged(result, tokenizer, out)
+        return told(self._result(state, notes), validation, options.steps)
+
+    # a step ------------------------------------------------------------------------------------------------------
+
+    def _sampling(self) -> Sampling:
+        return Sampling(self.options.max_new_tokens, self.options.temperature)
+
+    def _backward(self, live: Live, step: int, prompts: Sequence[tuple[Prompt, list[int]]], reward: RewardModel) -> Row:
+        """Sample, label and add up gradients; what was seen."""
+        options = self.options
+        requests, ids = [], []
+        for place, (prompt, tokens) in enumerate(prompts):
+            for k in range(2):
+                # The place too: a prompt comes twice where one pass over them ends and the next begins.
+                seed = derived(self.context.seed, "rollout", prompt.id, step, place, k)
+                given = ModelInput(messages=prompt.messages)
+                requests.append(GenerateRequest(f"{prompt.id}/{step}/{place}/{k}", given, self._sampling(), seed))
+                ids.append(tokens)
+        answers = live.sample(requests, ids)
+        texts = [live.text(answer) for answer in answers]
+        of = [prompt for prompt, _ in prompts for _ in range(2)]
+        exchanges = [Exchange(r.id, p.messages, t) for r, p, t in zip(requests, of, texts, strict=True)]
+        n = len(texts)
+        row: Row = {
+            "step": float(step),
+            "length": sum(len(answer) for answer in answers) / n,
+            "missing_end": 1 - sum(live.ended(answer) for answer in answers) / n,
+            "empty": sum(not text.strip() for text in texts) / n,
+            **text_rates([(prompt.id, text) for prompt, text in zip(of, texts, strict=True)]),
+        }
+        if step == 1:
+            self._check_first(row, texts)
+        p, seen = self._judge(exchanges, step) if self.judged else _score(reward, exchanges, step)
+        labels, known = torch.tensor(p), torch.tensor([not math.isnan(value) for value in p])
+        row |= seen
+        row["label_gap"] = float((labels[known] - 0.5).abs().mean())
+        row["equal"] = sum(a == b for a, b in zip(answers[::2], answers[1::2], strict=True)) / self.pairs
+        samples = list(zip(ids, answers, strict=True))
+        pairs = list(zip(samples[::2], samples[1::2], strict=True))
+        losses, ratios, right = 0.0, 0.0, 0.0
+        for rows in _by_length(pairs, self.micro):
+            some = [pairs[i][side] for side in range(2) for i in rows]
+            with torch.no_grad():
+                reference = live.logp(some, reference=True)
+            ratio = live.logp(some) - reference
+            a, b = ratio.chunk(2)
+            there = known[rows].to(ratio.device)
+            wanted = torch.where(there, labels[rows].to(ratio.device), 0.5)
+            loss = torch.where(there, soft_bradley_terry(options.beta * (a - b), wanted), 0).sum() / int(known.sum())
+            if not torch.isfinite(loss):
+                raise _diverged(step, "the loss", float(loss.detach()))
+            loss.backward()
+            losses += float(loss.detach())
+            ratios += float(ratio.detach().double().sum()) / n
+            agrees = (torch.sign(a - b) * torch.sign(wanted - 0.5)).detach() / 2 + 0.5
+            right += float(torch.where(there, agrees, 0).sum()) / int(known.sum())
+        # The policy has not moved since it drew these, so the mean log-ratio is an estimate of its KL.
+        return {**row, "kl": ratios, "loss": losses, "accuracy": right}
+
+    def _judge(self, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:
+        """The labeler's P(first answer is better) of each pair, NaN where it gave none, and the share of those. A pair
+        of equal answers is not asked about. Raises ``CAIError`` where no pair of the batch has a label."""
+        context = self.context
+        principles = [principle for principle in context.constitution.principles if principle.comparison]
+        found = [0.5] * self.pairs
+        asked = {}
+        for i, (a, b) in enumerate(zip(exchanges[::2], exchanges[1::2], strict=True)):
+            if a.response == b.response:
+                continue
+            rng = random.Random(derived(context.seed, "principle", a.id))
+            prompt = Prompt(a.id, a.prompt)
+            drawn = context.component("principle_sampler").sample(
+                principles, prompt=prompt, step="comparison", index=0, rng=rng
+            )
+            seed = derived(context.seed, "label", a.id)
+            asked[a.id] = (i, Comparison(a.id, a.prompt, a.response, b.response, tuple(drawn), seed))
+        failures: Counter[str] = Counter()
+        for label in context.component("labeler").label([comparison for _, comparison in asked.values()]):
+            i, _ = asked.pop(label.id)
+            if label.failure is not None:
+                failures[f"{label.failure.kind}: {label.failure.message}"] += 1
+            elif label.p_a is None or not 0 <= label.p_a <= 1:
+                raise CAIError(f"the labeler gave p_a = {label.p_a!r} for {label.id!r}", where="label.labeler")
+            found[i] = math.nan if label.failure is not None or label.p_a is None else float(label.p_a)
+        if asked:
+            raise CAIError(f"the labeler gave no label for {', '.join(asked)}", where="label.labeler")
+        if all(math.isnan(value) for value in found):
+            raise CAIError(
+                f"no pair of step {step} has a label: {failures.most_common(1)[0][0]}",
+                where="label.labeler",
+                hint="`cai label` shows what the labeler makes of pairs; nothing of this step was learnt",
+            )
+        if step == 1 and len(found) >= LEAST_ANSWERS and set(found) == {0.5}:
+            raise UserError(
+                f"all {len(found)} first labels are 0.5: there is no preference to learn",
+                where="label.labeler",
+                hint="use a labeler that decides; `cai label` shows what one makes of pairs",
+            )
+        return found, {"failed": failures.total() / self.pairs}
+
+    # what may go wrong -------------------------------------------------------------------------------------------
+
+    def _check_first(self, row: Row, texts: Sequence[str]) -> None:
+        if row["empty"] >= self.options.max_empty:
+            raise UserError(
+                f"{row['empty']:.0%} of the policy's first {len(texts)} answers are empty",
+                where="rl.max_empty",
+                hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
+            )
+
+    def _trouble(self, row: Row) -> str:
+        limit = self.options.max_kl
+        if limit is not None and row["kl"] > limit:
+            return f"the KL to the reference is {row['kl']:.1f} nats per answer, above max_kl {limit:g}"
+        if row["empty"] >= self.options.max_empty:
+            return f"{row['empty']:.0%} of the answers are empty, max_empty is {self.options.max_empty:g}"
+        return ""
+
+    def _stopped(
+        self,
+        trouble: str,
+        step: int,
+        row: Row,
+        state: _State,
+        restored: Any,
+        folder: Path,
+        notes: list[str],
+        validation: Validation | None,
+    ) -> _State:
+        """The state at the last good checkpoint, whose weights are back. The policy after step k is first seen at step
+        k + 1. A validation that chooses has seen a policy in order, which is the result then."""
+        text = f"stopped at step {step} of {self.options.steps}: {trouble}"
+        curve = [*state.curve, row]
+        if validation is None or validation.best is None:
+            good = last_whole(folder, at_most=step - 2)
+            if good is None:
+                raise CAIError(
+                    f"training {text}; no earlier checkpoint is known to be good",
+                    where="rl",
+                    hint="lower learning_rate, raise beta, or lower save_steps to keep earlier checkpoints",
+                )
+            state = restored(good)
+            text += f". The result is the policy after step {state.step}; a lower learning_rate would go further"
+        notes.append(text)
+        state.curve, state.stopped = curve, step
+        return state
+
+    def _result(self, state: _State, notes: list[str]) -> TrainResult:
+        curve = state.curve
+        if failed := sum(row.get("failed", 0.0) for row in curve) / len(curve):
+            notes.append(f"{failed:.1%} of the pairs have no label: the labeler failed on them")
+        if equal := sum(row["label_gap"] == 0 for row in curve):
+            notes.append(f"in {equal} of {len(curve)} batches all labels were 0.5: nothing to learn from there")
+        metrics = {
+            "steps": float(state.step),
+            "samples": float(len(curve) * 2 * self.pairs),
+            "kl_last": curve[-1]["kl"],
+        }
+        if not self.judged:
+            rewards = [row["reward"] for row in curve]
+            half = max(1, len(rewards) // 2)
+            metrics |= {
+                "reward_first": rewards[0],
+                "reward_last": rewards[-1],
+                "reward_first_half": sum(rewards[:half]) / half,
+                "reward_second_half": sum(rewards[-half:]) / half,
+            }
+        if state.stopped:
+            metrics["stopped"] = float(state.stopped)
+        return TrainResult(metrics=metrics, curve=curve, notes=notes)
+
+
+@dataclass
+class _State:
+    """What a checkpoint keeps besides tensors. looks: see ``Validation``. stopped: at which step trouble came, or 0."""
+
+    step: int = 0
+    curve: list[Row] = field(default_factory=list)
+    looks: list[Row] = field(default_factory=list)
+    stopped: int = 0
+
+    def kept(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def _score(reward: RewardModel, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:
+    """sigmoid(r(a) - r(b)) of each pair, and the rewards' mean and standard deviation. Raises ``UserError`` where the
+    first ones are all the same."""
+    scores = finite_rewards(reward, exchanges)
+    if step == 1:
+        check_signal([exchange.response for exchange in exchanges], scores)
+    mean = math.fsum(scores) / len(scores)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    differences = torch.tensor(scores[::2], dtype=torch.float64) - torch.tensor(scores[1::2], dtype=torch.float64)
+    return torch.sigmoid(differences).tolist(), {"reward": mean, "reward_std": deviation}
+
+
+def _by_length(pairs: Sequence[tuple[Tokens, Tokens]], size: int) -> Iterator[list[int]]:
+    """Places of pairs in lists of ``size``, those of like length together."""
+    order = sorted(range(len(pairs)), key=lambda i: (max(len(p) + len(a) for p, a in pairs[i]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _diverged(step: int, what: str, value: float) -> CAIError:
+    return CAIError(
+        f"training stopped at step {step}: {what} is {value}",
+        where="rl",
+        hint="lower learning_rate; nothing of this step was saved, and the last good checkpoint is kept",
+    )
+
+
+def _identity(policy: Path, prompts: Sequence[Prompt]) -> str:
+    """So that a second training in one stage does not take up the first one's checkpoints."""
+    content = repr((str(policy), [(p.id, [(m.role, m.content) for m in p.messages]) for p in prompts]))
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
