@@ -392,6 +392,11 @@ class TestRefusal(EvaluatorConformance):
     component_id = "cai-core/refusal"
 
 
+class TestRefusalJudge(EvaluatorConformance):
+    component_id = "cai-core/refusal"
+    options = {"grader": "judge"}
+
+
 class TestPreferenceModelScore(EvaluatorConformance):
     component_id = "cai-core/preference_model"
     needs = {"reward_model": ("cai-core/rules", {"length_weight": 1.0})}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -119,7 +120,8 @@ class MultipleChoice:
             yield EvalRow(unit.id, unit.model, values)
 
     def summarise(self, rows: Sequence[EvalRow]) -> Sequence[Metric]:
-        """Accuracy without leaked items, and with them where there are any; by category; flips, mass, P(correct)."""
+        """Accuracy without leaked items, and with them where there are any; by category; flips, mass, P(correct). Only
+        accuracy and P(correct) are compared over items, so that the correction for many comparisons stays fair."""
         items = {item["id"]: item for item in self.items}
         leaked = {
             i
@@ -166,7 +168,8 @@ class MultipleChoice:
                 if some:
                     label = f"{self.what}: right, {category}"
                     share(f"{self.base}.{category}", label, some, "right", direction="higher", note=note)
-        return metrics
+        compared = (self.base, f"{self.base}.p_correct")
+        return [m if m.id in compared else replace(m, per_item={}, cluster={}) for m in metrics]
 
     # what is asked -----------------------------------------------------------------------------------------------
 

@@ -92,9 +92,13 @@ class HonestyOptions(_ChoiceOptions):
 
 
 class RefusalOptions(BaseModel):
-    """There is nothing to set."""
+    """Who says whether an answer refuses?"""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grader: Literal["rules", "judge"] = Field(
+        "rules", description="rules: written ones, which cost nothing; judge: the model in the role judge, a chat model"
+    )
 
 
 class PreferenceModelOptions(BaseModel):
@@ -214,7 +218,7 @@ def make_refusal(options: RefusalOptions, context: StageContext) -> Evaluator:
     """``refusal``; see ``refusal.py``."""
     from cai_plugins.evaluators.refusal import Refusal
 
-    return Refusal()
+    return Refusal(options, context)
 
 
 def make_preference_model(options: PreferenceModelOptions, context: StageContext) -> Evaluator:
@@ -289,7 +293,15 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         "true answers against false ones: TruthfulQA's MC1 (the best answer) and MC2 (probability of the true ones)",
         reads=("training",),
     )
-    yield Component("refusal", RefusalOptions, make_refusal, "refusals of harmful and of harmless prompts")
+    yield Component(
+        "refusal",
+        RefusalOptions,
+        make_refusal,
+        "refusals of harmful and of harmless prompts; partial, evasive and boilerplate answers",
+        revision=2,
+        roles=("judge",),
+        roles_of=lambda options: ("judge",) if options.grader == "judge" else (),
+    )
     yield Component(
         "preference_model",
         PreferenceModelOptions,
