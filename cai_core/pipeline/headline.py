@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Metrics that speak to a question, the more independent of what training raised first: ratings of answers side by side,
-# then grades, then the preference model's own score. A prefix names all metrics under it.
-HARMLESS = ("pairwise.harmlessness", "harm_score", "hhh.harmless", "preference_model.harmful")
-HELPFUL = ("pairwise.helpfulness", "hhh.helpful", "preference_model.harmless")
+# Metrics that speak to a question, the more telling first: ratings of answers side by side, then grades of answers,
+# then the preference model's score of them, then which of two given answers the model prefers. A prefix names all under
+# it.
+HARMLESS = ("pairwise.elo.harmless", "harm_score", "preference_model.harmful", "hhh.harmless")
+HELPFUL = ("pairwise.elo.helpful", "preference_model.harmless", "hhh.helpful")
 OVER_REFUSAL = ("refusal.harmless",)
 GIVEN_BY_TRAINING = "preference_model."
 
@@ -61,6 +62,7 @@ def _question(
     found = []
     for metric in metrics_for(results, names):
         row = next((c for c in results["comparisons"] if c["metric"] == metric["id"] and c["b"] == last["name"]), None)
+        row = row or _unpaired(metric, first["name"], last["name"])
         if row is not None and metric["direction"] != "none":
             found.append((metric, row))
     if not found:
@@ -84,6 +86,25 @@ def _question(
         "answer": answer,
         "text": " ".join(_difference(metric, row, last, first) for metric, row in told[:3]),
         "level": level,
+    }
+
+
+def _unpaired(metric: Mapping[str, Any], first: str, last: str) -> dict[str, Any] | None:
+    """A metric that is no mean over items, such as a rating: the models differ where their intervals are apart, which
+    is stricter than a test."""
+    before, after = (metric["values"].get(name) for name in (first, last))
+    if not before or not after or None in (before["low"], after["low"]):
+        return None
+    low, high = after["low"] - before["high"], after["high"] - before["low"]
+    difference, n = after["value"] - before["value"], min(before["n"], after["n"])
+    conclusive = low > 0 or high < 0
+    return {
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "n": n,
+        "conclusive": conclusive,
+        "minimum_detectable": None,
     }
 
 

@@ -44,7 +44,7 @@ def build_results(job: Job) -> dict[str, Any]:
         "recipe_text": recipe.get("text", ""),
         "constitution": dict(job.spec.constitution),
         "models": [{"name": m, "label": model_label(m), **recipe.get("model_sources", {}).get(m, {})} for m in models],
-        "metrics": _merge(metrics, models),
+        "metrics": _merge(metrics),
         "comparisons": comparisons,
         "audit": audit,
         "labels": labels,
@@ -53,6 +53,7 @@ def build_results(job: Job) -> dict[str, Any]:
         "chains": _chains(artifacts),
         "pairs": _pairs(artifacts),
         "curves": _curves(artifacts),
+        "measured_curves": _measured_curves(artifacts),
         "samples": _samples(artifacts, models),
         "stages": stages,
         "quality": _quality(artifacts),
@@ -90,16 +91,15 @@ def _metrics(artifacts: Mapping[str, Artifact]) -> tuple[list[dict[str, Any]], l
     return [], []
 
 
-def _merge(metrics: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
+def _merge(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     merged: dict[str, dict[str, Any]] = {}
     for metric in metrics:
         entry = merged.setdefault(
             metric["id"],
             {key: metric[key] for key in ("id", "label", "evaluator", "direction", "unit", "note")} | {"values": {}},
         )
-        if metric["model"] in models:
-            keys = ("value", "low", "high", "n", "failed", "interval")
-            entry["values"][metric["model"]] = {key: metric[key] for key in keys}
+        keys = ("value", "low", "high", "n", "failed", "interval")
+        entry["values"][metric["model"]] = {key: metric[key] for key in keys}
     return list(merged.values())
 
 
@@ -425,6 +425,15 @@ def _curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
                     }
                 )
     return curves
+
+
+def _measured_curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Curves that evaluators drew: scores by revision, reliability of a judge and the like."""
+    found: list[dict[str, Any]] = []
+    for _, artifact in _of_kind(artifacts, "evaluate"):
+        if (artifact.path / "curves.json").is_file():
+            found += _load(artifact, "curves.json")
+    return found
 
 
 def _samples(artifacts: Mapping[str, Artifact], models: Sequence[str]) -> list[dict[str, Any]]:

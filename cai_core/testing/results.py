@@ -146,6 +146,10 @@ def results(text: str = "plain words") -> dict[str, Any]:
             metric("hhh", "rate", "higher", (0.4, 0.6)),
             metric("words", "count", "none", (31.2, 28.0)),
             metric("score", "score", "lower", (0.1, None)),
+            {
+                **metric("calibration", "score", "lower", (None, None)),
+                "values": {"judge": {**interval(0.2), "failed": 0}},
+            },
         ],
         "comparisons": [
             {
@@ -291,6 +295,21 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "y_label": text,
                 "note": text,
                 "series": [{"name": text, "x": [1, 2, 3], "y": [2.0, 1.5, 1.4]}],
+            }
+        ],
+        "measured_curves": [
+            {
+                "evaluator": text,
+                "id": "revisions.score",
+                "title": text,
+                "x_label": text,
+                "y_label": text,
+                "series": [
+                    {"name": text, "x": [0, 1], "y": [0.1, 0.4], "low": [0.0, 0.3], "high": [0.2, 0.5], "n": [4, 4]},
+                    {"name": text, "x": [0, 1], "y": [0.2, 0.3], "low": [], "high": [], "n": []},
+                ],
+                "note": text,
+                "diagonal": True,
             }
         ],
         "samples": [

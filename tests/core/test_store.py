@@ -333,3 +333,19 @@ def test_worker_that_inherits_the_lock_keeps_it(tmp_path: Path) -> None:
     with store_lock(tmp_path, say=lambda text: None, patience_s=20):
         assert worker.poll() is not None
     assert time.monotonic() - start < 20
+
+
+def test_units_that_were_asked_for_again_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    first = SQLiteLedger(path)
+    first.append([Row("a", "a", {}, UnitFailure("infra", "no answer")), Row("b", "b", {})])
+    first.append([Row("c", "c", {}, UnitFailure("refusal", "no"))])
+    assert set(first.done(["a", "b", "c"])) == {"a", "b", "c"}
+    assert first.retried == 0
+    second = SQLiteLedger(path, attempt=1)
+    assert set(second.done(["a", "b", "c"])) == {"b", "c"}
+    assert second.retried == 1
+    second.append([Row("a", "a", {"text": "yes"})])
+    later = SQLiteLedger(path, attempt=1)
+    assert later.done(["a", "b", "c"])["a"].payload == {"text": "yes"}
+    assert later.retried == 1, "a later run of the stage knows it too"

@@ -134,7 +134,20 @@ class TestInABrowser:
 def many(n: int) -> dict[str, Any]:
     """Results with ``n`` chains and nothing else to explore. Later ones changed more; tags go even, odd."""
     empty: dict[str, Any] = {
-        **dict.fromkeys(("pairs", "samples", "scores", "metrics", "comparisons", "calibration", "looks", "curves"), ()),
+        **dict.fromkeys(
+            (
+                "pairs",
+                "samples",
+                "scores",
+                "metrics",
+                "comparisons",
+                "calibration",
+                "looks",
+                "curves",
+                "measured_curves",
+            ),
+            (),
+        ),
         **dict.fromkeys(("audit", "labels", "frontier")),
     }
     chains = [

@@ -71,10 +71,12 @@ def curve_chart(curve: Mapping[str, Any]) -> Chart:
         axes = figure.add_subplot()
         for i, series in enumerate(curve["series"]):
             single = len(series["x"]) < 25
-            axes.plot(
-                series["x"], series["y"], color=COLOURS[i % 6], marker=MARKERS[i % 6] if single else None,
-                markersize=4, label=_plain(series["name"]),
+            axes.errorbar(
+                series["x"], series["y"], yerr=_errors(series), capsize=3, color=COLOURS[i % 6],
+                marker=MARKERS[i % 6] if single else None, markersize=4, label=_plain(series["name"]),
             )  # fmt: skip
+        if curve.get("diagonal"):
+            axes.axline((0, 0), slope=1, color=ink, linestyle="--", linewidth=1)
         axes.set_xlabel(_plain(curve["x_label"]))
         axes.set_ylabel(_plain(curve["y_label"]))
         axes.grid(alpha=0.25)
@@ -83,6 +85,17 @@ def curve_chart(curve: Mapping[str, Any]) -> Chart:
 
     ends = "; ".join(f"{s['name']} from {s['y'][0]:.3g} to {s['y'][-1]:.3g}" for s in curve["series"] if s["y"])
     return _chart(draw, 5.4, 2.7, f"{curve['title']}: {ends}")
+
+
+def _errors(series: Mapping[str, Any]) -> list[list[float]] | None:
+    """How far the interval of each point reaches, 0 where a point has none; None where none has one."""
+    if not any(low is not None for low in series.get("low") or ()):
+        return None
+    triples = list(zip(series["y"], series["low"], series["high"], strict=True))
+    return [
+        [0.0 if low is None else y - low for y, low, _ in triples],
+        [0.0 if high is None else high - y for y, _, high in triples],
+    ]
 
 
 def labels_chart(probabilities: Sequence[float]) -> Chart | None:

@@ -60,6 +60,8 @@ class HtmlReporter:
             "report.html.j2",
             r=results,
             charts=_charts(results),
+            of_models=[m for m in results["metrics"] if _of_a_model(m, results)],
+            of_others=[m for m in results["metrics"] if not _of_a_model(m, results)],
             labels={model["name"]: model["label"] for model in results["models"]},
             units={metric["id"]: metric["unit"] for metric in results["metrics"]},
             packed=pack(units_of(results), self.units, ORDERS),
@@ -101,6 +103,11 @@ def _render(template: str, **given: Any) -> str:
     )
 
 
+def _of_a_model(metric: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
+    """Whether it is of a model of the run, and not of its judge or reward model."""
+    return not metric["values"] or any(model["name"] in metric["values"] for model in results["models"])
+
+
 def _plain(found: Any) -> Any:
     return plain(found) if isinstance(found, str) and not isinstance(found, Markup) else found
 
@@ -113,5 +120,6 @@ def _charts(results: Mapping[str, Any]) -> dict[str, Any]:
         "frontier": frontier_chart(results.get("frontier"), results["models"]),
         "calibration": [(entry, reliability_chart(entry)) for entry in results.get("calibration", ())],
         "looks": [(looks, looks_charts(looks)) for looks in results.get("looks", ())],
+        "measured": [(curve, curve_chart(curve)) for curve in results.get("measured_curves", ())],
         "curves": [(curve, curve_chart(curve)) for curve in results["curves"]],
     }

@@ -79,6 +79,8 @@ def metrics_table(results: Mapping[str, Any]) -> list[str]:
     models = results["models"]
     lines = ["## Before and after", "", row(["metric", *(m["label"] for m in models)]), rule(1 + len(models))]
     for metric in results["metrics"]:
+        if metric["values"] and not any(model["name"] in metric["values"] for model in models):
+            continue  # of a judge or a reward model; the page and JSON have it
         cells = [metric["label"]]
         for model in models:
             found = metric["values"].get(model["name"])

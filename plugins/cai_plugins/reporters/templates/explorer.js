@@ -9,7 +9,7 @@
   const at = (name) => root.querySelector("[data-at=" + name + "]");
   const [kind, tag, order, search, list, state, back, next, all] =
     ["kind", "tag", "order", "search", "list", "state", "back", "next", "all"].map(at);
-  const shards = [...document.querySelectorAll("script[data-shard]")];
+  let shards = null; // below this script in the page, so that the list need not wait for them
   let index = { units: [], kinds: [], tags: [], orders: [] };
   let shown = [];
   let page = 0;
@@ -26,6 +26,11 @@
 
   async function shard(number, keep) {
     if (kept.has(number)) return kept.get(number);
+    if (shards === null) {
+      if (document.readyState === "loading")
+        await new Promise((go) => document.addEventListener("DOMContentLoaded", go, { once: true }));
+      shards = [...document.querySelectorAll("script[data-shard]")];
+    }
     const found = await unpack(shards[number]);
     if (keep) {
       if (kept.size > 3) kept.delete(kept.keys().next().value);
