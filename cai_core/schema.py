@@ -23,6 +23,9 @@ SLOTS: Mapping[tuple[str, str], str] = {
     ("LabelSection", "principle_sampler"): "principle_sampler",
     ("LabelSection", "audit"): "evaluator",
     ("EvaluateSection", "evaluators"): "evaluator",
+    ("EvaluateSection", "labeler"): "labeler",
+    ("EvaluateSection", "principle_sampler"): "principle_sampler",
+    ("EvaluateSection", "reward_model"): "reward_model",
     ("ReportSection", "reporters"): "reporter",
 }
 """Where a recipe names a component -> its kind."""
