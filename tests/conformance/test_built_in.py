@@ -451,6 +451,10 @@ class TestRevisions(EvaluatorConformance):
         return EvalInput(("base",), (), tuple(chains))
 
 
+class TestHarmScore(EvaluatorConformance):
+    component_id = "cai-core/harm_score"
+
+
 class TestLength(EvaluatorConformance):
     component_id = "cai-core/length"
 
