@@ -472,6 +472,14 @@ class TestJson(ReporterConformance):
     component_id = "cai-core/json"
 
 
+class TestCsv(ReporterConformance):
+    component_id = "cai-core/csv"
+
+
+class TestModelCard(ReporterConformance):
+    component_id = "cai-core/model_card"
+
+
 class TestMarkdown(ReporterConformance):
     component_id = "cai-core/markdown"
 
