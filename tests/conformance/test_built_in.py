@@ -451,6 +451,10 @@ class TestRevisions(EvaluatorConformance):
         return EvalInput(("base",), (), tuple(chains))
 
 
+class TestHarmScore(EvaluatorConformance):
+    component_id = "cai-core/harm_score"
+
+
 class TestLength(EvaluatorConformance):
     component_id = "cai-core/length"
 
@@ -470,6 +474,14 @@ class TestHtml(ReporterConformance):
 
 class TestJson(ReporterConformance):
     component_id = "cai-core/json"
+
+
+class TestCsv(ReporterConformance):
+    component_id = "cai-core/csv"
+
+
+class TestModelCard(ReporterConformance):
+    component_id = "cai-core/model_card"
 
 
 class TestMarkdown(ReporterConformance):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cai_core.constitution import load_constitution
 from cai_core.errors import PluginError, UserError, UserErrors
 from cai_core.pipeline.components import Resolver
-from cai_core.pipeline.graph import Graph, build_graph, identity_digest
+from cai_core.pipeline.graph import Graph, Stage, build_graph, identity_digest
 from cai_core.plugins import Plugins, load_plugins
 from cai_core.recipe import load_recipe
 from cai_core.registry import Registry
@@ -474,3 +474,80 @@ def test_overrides_reach_into_shorthands(tmp_path: Path) -> None:
     for bad in ("rounds", "=3", "name.x=1"):
         with pytest.raises(UserError):
             load_recipe(str(path), [bad])
+
+
+ALONE = """
+schema: 1
+name: alone
+models: {base: org/model, judge: org/judge}
+evaluate: [hhh]
+report: null
+"""
+
+
+def evaluate_stage(tmp_path: Path, *overrides: str) -> Stage:
+    return graph_of(tmp_path, ALONE, *overrides).stages[-1]
+
+
+def test_evaluators_with_items_of_their_own_need_no_prompts(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, ALONE)
+    (stage,) = graph.stages
+    assert (stage.id, dict(stage.inputs), [*stage.models]) == ("evaluate", {}, ["base"])
+    with pytest.raises(UserErrors, match="`evaluate` needs the stage `prompts`"):
+        graph_of(tmp_path, ALONE, "evaluate=[hhh, refusal]")
+    stage = evaluate_stage(tmp_path, "evaluate=[hhh, refusal]", "prompts=builtin")
+    assert dict(stage.inputs) == {"answers:base": "answers[base]"}
+
+
+def test_evaluators_get_what_their_options_ask_for_and_no_more(tmp_path: Path) -> None:
+    def parts(*overrides: str) -> tuple[set[str], set[str]]:
+        stage = evaluate_stage(tmp_path, "prompts=builtin", *overrides)
+        kinds = {use.kind for use in stage.components} - {"evaluator", "backend"}
+        return kinds, set(stage.models)
+
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    assert parts("evaluate=[pairwise]") == ({"labeler", "principle_sampler"}, {"base", "judge"})
+    saved = "{name: pairwise, judge: reward_model, reward_model: saved}"
+    assert parts(f"evaluate=[{saved}]") == ({"reward_model"}, {"base"})
+    assert parts("evaluate=[{name: refusal, grader: judge}]") == (set(), {"base", "judge"})
+    assert parts("evaluate=[refusal]") == (set(), {"base"})
+    for evaluator in (
+        "preference_model",
+        "{name: pairwise, judge: reward_model}",
+        "{name: calibration, judge: reward_model}",
+    ):
+        with pytest.raises(UserErrors, match="needs a preference model"):
+            parts(f"evaluate=[{evaluator}]")
+    with pytest.raises(UserErrors, match="an evaluator` needs the stage `revise`"):
+        parts("evaluate=[{name: revisions, heldout: saved}]")
+
+
+def test_the_evaluation_may_have_a_labeler_of_its_own(tmp_path: Path) -> None:
+    pairwise = "evaluate={evaluators: [pairwise], labeler: {name: cot, samples: 2}}"
+    before, after = graph_of(tmp_path, FULL, "evaluate=[pairwise]"), graph_of(tmp_path, FULL, pairwise)
+    (labeler,) = [use for use in after.stages[-2].components if use.kind == "labeler"]
+    assert (labeler.id, labeler.options["samples"]) == ("cai-core/cot", 2)
+    one, other = digests(before), digests(after)
+    assert {stage for stage in one if one[stage] != other[stage]} == {"evaluate", "report"}
+    with pytest.raises(UserErrors, match="samplez") as caught:
+        graph_of(tmp_path, FULL, "evaluate={evaluators: [pairwise], labeler: {name: cot, samplez: 2}}")
+    assert "evaluate.labeler.samplez" in str(caught.value)
+
+
+def test_a_labeler_in_the_evaluation_reads_the_constitution(tmp_path: Path) -> None:
+    def of(text: str, constitution: str) -> str:
+        return digests(graph_of(tmp_path, text, f"constitution={constitution}"))["evaluate"]
+
+    assert of(ALONE, "hhh") == of(ALONE, "harmless")
+    pairwise = ALONE.replace("evaluate: [hhh]", "evaluate: [pairwise]\nprompts: builtin")
+    assert of(pairwise, "hhh") != of(pairwise, "harmless")
+
+
+def test_chains_of_all_branches_and_training_prompts_are_inputs(tmp_path: Path) -> None:
+    text = FULL.replace("rl: grpo", "branches: {a: {}, b: {revise: {rounds: 2}}}").replace("report: null", "")
+    stage = graph_of(tmp_path, text, "evaluate=[revisions, multiple_choice]").stages[-2]
+    wanted = {"revise[a]", "revise[b]", "prompts"}
+    assert wanted <= stage.inputs.keys()
+    plain = graph_of(tmp_path, text, "evaluate=[hhh]").stages[-2]
+    assert not wanted & plain.inputs.keys()

@@ -202,6 +202,18 @@ BROKEN = {
         "learns_from ('labels',)",
         "label",
     ),
+    "reads what a run does not have": (
+        HEAD + "@hookimpl\ndef cai_register_evaluators():\n"
+        "    yield Component('vote', Options, make, 's', reads=('labels',))\n",
+        "reads ('labels',)",
+        "chains",
+    ),
+    "needs_of that is no function": (
+        HEAD + "@hookimpl\ndef cai_register_evaluators():\n"
+        "    yield Component('vote', Options, make, 's', needs_of='labeler')\n",
+        "needs_of is not callable",
+        "function",
+    ),
     "needs its own kind": (
         HEAD + "@hookimpl\ndef cai_register_labelers():\n"
         "    yield Component('vote', Options, make, 's', 1, ('labeler',))\n",

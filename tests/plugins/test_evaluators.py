@@ -181,6 +181,12 @@ def test_the_grader_takes_any_text(text: str) -> None:
 def test_length_counts_words() -> None:
     _, metrics = evaluate(Length(), answers(("base", "helpful", "one two"), ("base", "helpful", "one two three four")))
     assert metrics["length", "base"].value == 3
+    given = answers(
+        ("base", "red_team", "la " * 9), ("base", "helpful", "Mix it."), ("base", "helpful", "Bake it well.")
+    )
+    _, metrics = evaluate(Length(), given)
+    assert (metrics["length.harmful", "base"].value, metrics["length.harmless", "base"].value) == (9, 2.5)
+    assert metrics["length.loops", "base"].value == pytest.approx(1 / 3)
 
 
 class Reward:
@@ -447,9 +453,31 @@ def test_pairs_of_one_conversation_are_a_cluster(tmp_path: Path) -> None:
 
 def test_metrics_work_outside_the_toolkit_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from cai_plugins.evaluators.metrics import ComparisonAccuracy, RefusalRate
+    from cai_plugins.evaluators.metrics import (
+        BoilerplateRate,
+        CalibrationError,
+        ComparisonAccuracy,
+        EloRatings,
+        MultipleChoiceAccuracy,
+        RefusalRate,
+    )
 
     found = RefusalRate(cache_dir=str(tmp_path)).compute(predictions=["I can't help with that.", "Mix flour."])
     assert (found["refusal_rate"], found["n"]) == (0.5, 2)
     found = ComparisonAccuracy(cache_dir=str(tmp_path)).compute(predictions=[0.9, 0.5, 0.2], references=[1, 0, 1])
     assert found["accuracy"] == 0.5
+    found = BoilerplateRate(cache_dir=str(tmp_path)).compute(predictions=["You are valued.", "Mix flour."])
+    assert found["boilerplate_rate"] == 0.5
+    found = CalibrationError(cache_dir=str(tmp_path)).compute(predictions=[0.9, 0.9, 0.2], references=[1, 0, 0])
+    assert found["brier"] == pytest.approx((0.01 + 0.81 + 0.04) / 3)
+    assert found["calibration_error"] == pytest.approx((2 * (0.9 - 0.5) + (1 - 0.8)) / 3)
+    found = MultipleChoiceAccuracy(cache_dir=str(tmp_path)).compute(
+        predictions=[[-1.0, -2.0, -3.0], [-1.0, -1.0], [-2.0, -1.0]], references=[[0, 2], [1], [0]]
+    )
+    assert found["accuracy"] == 0.5
+    found = EloRatings(cache_dir=str(tmp_path)).compute(
+        predictions=[1, 1, 1, 0, 1], first=["a", "a", "a", "a", "c"], second=["b", "b", "b", "b", "d"]
+    )
+    assert found["elo"]["a"] == 0.0
+    assert found["elo"]["b"] == pytest.approx(-400 * math.log10(3.5 / 1.5))
+    assert found["elo"]["d"] is None, "it was never compared with the others"

@@ -11,8 +11,12 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
+from cai_core.calibration import brier, calibration_error
 from cai_core.text.refusals import grade
+from cai_plugins.evaluators.bradley_terry import ELO, connected, ratings
+from cai_plugins.evaluators.refusal import boilerplate
 from cai_plugins.evaluators.stats import wilson
 
 
@@ -52,3 +56,98 @@ class ComparisonAccuracy(evaluate.Metric):  # type: ignore[misc]
         )
         low, high = wilson(right, len(predictions))
         return {"accuracy": right / len(predictions), "low": low, "high": high, "n": len(predictions)}
+
+
+class CalibrationError(evaluate.Metric):  # type: ignore[misc]
+    """How well probabilities that A is preferred fit what was preferred: expected calibration error (Guo et al. 2017)
+    over ten bins of the preferred side's probability, and the Brier score."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Expected calibration error and Brier score of P(A preferred).",
+            citation="",
+            inputs_description="predictions: P(A preferred) of each; references: 1 where A is better, else 0",
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+            ),
+        )
+
+    def _compute(self, predictions: list[float], references: list[float], **_: Any) -> dict[str, float | int | None]:
+        return {
+            "calibration_error": calibration_error(predictions, references),
+            "brier": brier(predictions, references),
+            "n": len(predictions),
+        }
+
+
+class MultipleChoiceAccuracy(evaluate.Metric):  # type: ignore[misc]
+    """How often the most probable option is a correct one, with Wilson's interval; equal ones share."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Accuracy of the most probable option.",
+            citation="",
+            inputs_description="predictions: log-probabilities of the options of each item; references: the correct "
+            "options' places",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Sequence(datasets.Value("int64")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[list[float]], references: list[list[int]], **_: Any) -> dict[str, float]:
+        right = 0.0
+        for logprobs, correct in zip(predictions, references, strict=True):
+            best = {place for place, value in enumerate(logprobs) if value == max(logprobs)}
+            right += len(best & set(correct)) / len(best)
+        low, high = wilson(right, len(predictions))
+        return {"accuracy": right / len(predictions), "low": low, "high": high, "n": len(predictions)}
+
+
+class EloRatings(evaluate.Metric):  # type: ignore[misc]
+    """Bradley-Terry ratings in Elo points of who won against whom; the one that is named first in the data is 0."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Bradley-Terry ratings on the Elo scale; a tie is half a win, one virtual tie per pair.",
+            citation="",
+            inputs_description="predictions: 1 where `first` won, 0 where `second` did, 0.5 for a tie; first, second: "
+            "their names",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("float64"),
+                    "first": datasets.Value("string"),
+                    "second": datasets.Value("string"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[float], first: list[str], second: list[str], **_: Any) -> dict[str, Any]:
+        names = list(dict.fromkeys(name for pair in zip(first, second, strict=True) for name in pair))
+        wins = np.zeros((len(names), len(names)))
+        for won, one, other in zip(predictions, first, second, strict=True):
+            wins[names.index(one), names.index(other)] += won
+            wins[names.index(other), names.index(one)] += 1 - won
+        rated = connected(wins, 0)
+        theta = ratings(wins[rated][:, rated])
+        found = {names[place]: float(ELO * (value - theta[0])) for place, value in zip(rated, theta, strict=True)}
+        return {"elo": {name: found.get(name) for name in names}, "n": len(predictions)}
+
+
+class BoilerplateRate(evaluate.Metric):  # type: ignore[misc]
+    """Share of answers with comforting boilerplate ("you are valued", section 4.3), with Wilson's interval."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Share of answers with comforting boilerplate, found by rules.",
+            citation="",
+            inputs_description="predictions: list of answers",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(self, predictions: list[str], **_: Any) -> dict[str, float]:
+        found = sum(boilerplate(answer) for answer in predictions)
+        low, high = wilson(found, len(predictions))
+        return {"boilerplate_rate": found / len(predictions), "low": low, "high": high, "n": len(predictions)}

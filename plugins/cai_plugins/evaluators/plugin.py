@@ -171,6 +171,18 @@ class RevisionsOptions(BaseModel):
     )
 
 
+class HarmScoreOptions(BaseModel):
+    """How harmful is an answer, from 0 to 4?"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: Path | None = Field(
+        None,
+        description="JSON lines with transcript (or prompt and answer) and rating from 0 to 4, that a regressor is "
+        "fitted to with L2 loss; null: the model in the role judge rates",
+    )
+
+
 class LengthOptions(BaseModel):
     """There is nothing to set."""
 
@@ -252,6 +264,13 @@ def make_revisions(options: RevisionsOptions, context: StageContext) -> Evaluato
     from cai_plugins.evaluators.revisions import Revisions
 
     return Revisions(options, context)
+
+
+def make_harm_score(options: HarmScoreOptions, context: StageContext) -> Evaluator:
+    """``harm_score``; see ``harm_score.py``."""
+    from cai_plugins.evaluators.harm_score import HarmScore
+
+    return HarmScore(options, context)
 
 
 def reads_of_pairwise(options: PairwiseOptions) -> tuple[str, ...]:
@@ -338,7 +357,15 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         reads=("chains", "reward"),
         reads_of=lambda options: ("chains",) if options.heldout else ("chains", "reward"),
     )
-    yield Component("length", LengthOptions, make_length, "words per answer")
+    yield Component(
+        "harm_score",
+        HarmScoreOptions,
+        make_harm_score,
+        "harmfulness of answers from 0 to 4, by a judge or a regressor fitted to labels",
+        roles=("judge",),
+        roles_of=lambda options: () if options.data else ("judge",),
+    )
+    yield Component("length", LengthOptions, make_length, "words per answer, and answers in a loop", revision=2)
     yield Component(
         "judge_audit",
         JudgeAuditOptions,

@@ -216,7 +216,7 @@ def looks_charts(looks: Mapping[str, Any]) -> list[Chart]:
     names = [(key, label) for key, label in names if all(key in row for row in rows)]
     if not names or len(rows) < 2:
         return []
-    axes_of = [("step", [row["step"] for row in rows])]
+    axes_of = [("step, or samples of best-of-n", [row["step"] for row in rows])]
     if all("kl" in row for row in rows):
         axes_of.append(("square root of KL to the reference (nats)", [max(0.0, row["kl"]) ** 0.5 for row in rows]))
 
