@@ -40,7 +40,7 @@ def import_authors(folder: Path) -> Constitution:
         )
     raw = {name: (folder / name).read_bytes() for name in names}
     try:
-        data = {name: json.loads(text) for name, text in raw.items()}
+        data = {name: _json(name, text) for name, text in raw.items()}
         constitution = Constitution(
             id="cai-paper",
             version=hashlib.sha256(b"".join(raw[name] for name in names)).hexdigest()[:12],
@@ -56,12 +56,25 @@ def import_authors(folder: Path) -> Constitution:
             ),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        detail = f"no field {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"not in the form of the authors' files: {type(error).__name__}: {error}",
+            f"not in the form of the authors' files: {detail}",
             where=str(folder),
             hint="use the files as they were released",
         ) from error
     return replace(constitution, digest=constitution_digest(constitution))
+
+
+def _json(name: str, text: bytes) -> Any:
+    """What a file holds: an object where ``name`` is that of the instructions, else a list; not an empty one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and nesting without end
+        raise ValueError(f"{name} is no JSON: {error}") from error
+    wanted = dict if name == INSTRUCTIONS else list
+    if not isinstance(found, wanted) or not found:
+        raise ValueError(f"{name} holds no {'object' if wanted is dict else 'list'} with entries")
+    return found
 
 
 def as_yaml(constitution: Constitution) -> str:

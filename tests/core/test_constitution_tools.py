@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from cai_core.cli.main import cli as main_group
-from cai_core.constitution import constitution_schema, list_constitutions, load_constitution
+from cai_core.constitution import authors, constitution_schema, list_constitutions, load_constitution
 from cai_core.constitution.authors import as_yaml, import_authors
 from cai_core.constitution.lint import lint
 from cai_core.errors import UserError, UserErrors
@@ -216,6 +216,21 @@ def test_import_of_the_authors_files(tmp_path: Path) -> None:
 
 
 @needs_paper
+@pytest.mark.parametrize("content", [b"", b"{not json", b"\xff\xfe", b"[1, 2]", b"{}", b"7", b'"text"', b"[" * 100_000])
+def test_import_names_the_file_that_is_not_what_it_should_be(tmp_path: Path, content: bytes) -> None:
+    for name in (
+        authors.INSTRUCTIONS,
+        authors.COMPARISONS,
+        authors.SHOTS,
+        authors.COMPARISON_SHOTS,
+        authors.REASONING_SHOTS,
+    ):
+        (tmp_path / name).write_text('["x"]', encoding="utf-8")
+    (tmp_path / authors.INSTRUCTIONS).write_bytes(content)
+    with pytest.raises(UserError, match=authors.INSTRUCTIONS):
+        import_authors(tmp_path)
+
+
 def test_import_refuses_a_changed_file(tmp_path: Path) -> None:
     assert PAPER is not None
     for path in (PAPER / "prompts").glob("*.json"):
