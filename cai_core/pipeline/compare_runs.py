@@ -38,10 +38,13 @@ class Side:
     sampling: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def evaluators(self) -> dict[str, Mapping[str, Any]]:
-        """Bare name -> identity of the component."""
-        found = [use for use in self.evaluation.identity["components"] if use["kind"] == "evaluator"]
-        return {use["id"].rpartition("/")[2]: use for use in found}
+    def evaluators(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Bare name -> identities of the component, one for each time that the recipe names it."""
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for use in self.evaluation.identity["components"]:
+            if use["kind"] == "evaluator":
+                found.setdefault(use["id"].rpartition("/")[2], []).append(use)
+        return found
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Those of the model, by id."""
@@ -164,10 +167,12 @@ def _differences(a: Side, b: Side) -> Iterator[str]:
             f"in the first, {len(only_b)} only in the second, {len(changed)} have the same id and another text"
         )
     for name in [name for name in a.evaluators if name in b.evaluators]:
-        first, second = a.evaluators[name], b.evaluators[name]
-        for key in ("id", "revision", "options"):
-            if first[key] != second[key]:
-                yield f"evaluator {name}: {key} {_short(first[key], second[key])}"
+        if len(a.evaluators[name]) != len(b.evaluators[name]):
+            yield f"evaluator {name}: named {len(a.evaluators[name])} and {len(b.evaluators[name])} times"
+        for first, second in zip(a.evaluators[name], b.evaluators[name], strict=False):
+            for key in ("id", "revision", "options"):
+                if first[key] != second[key]:
+                    yield f"evaluator {name}: {key} {_short(first[key], second[key])}"
 
 
 def _short(first: Any, second: Any) -> str:
@@ -180,9 +185,9 @@ def _short(first: Any, second: Any) -> str:
 def _left_out(a: Side, b: Side, registry: Registry) -> Iterator[tuple[str, str]]:
     """Evaluators that ask something besides the answers which the two runs do not have in common."""
     first, second = a.evaluation.identity, b.evaluation.identity
-    for name, use in a.evaluators.items():
+    for name, uses in a.evaluators.items():
         try:
-            component = registry.find("evaluator", use["id"]).component
+            component = registry.find("evaluator", uses[0]["id"]).component
             needs, roles = tuple(component.needs), tuple(component.roles)
         except UserError:  # its plugin is not installed here: whatever it may have asked must be the same
             needs = tuple({c["kind"] for c in first["components"]} - {"evaluator", "backend"})
