@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cai_core.cli.progress import summary_table
+from cai_core.cli.terminal import clean
 from cai_core.errors import UserError
 
 
@@ -29,7 +30,7 @@ def command(run: Path, as_json: bool) -> None:
         summary_table(record["summary"], record.get("findings", []))
     for stage in record["stages"]:
         if stage["status"] in ("error", "cancelled", "started"):
-            click.echo(f"{stage['id']}: {stage['status']} {stage.get('error', '')}".rstrip())
-    click.echo(f"Status: {record['status']}")
+            click.echo(clean(f"{stage['id']}: {stage['status']} {stage.get('error', '')}".rstrip()))
+    click.echo(clean(f"Status: {record['status']}"))
     for name in record.get("report", []):
-        click.echo(str(run / name))
+        click.echo(clean(run / name))

@@ -243,5 +243,21 @@ def test_a_comparison_on_a_terminal(
     assert not SEEN.search(capsys.readouterr().out)
 
 
+def test_the_record_of_a_run_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"id": EVERYTHING, "status": "error", "error": EVERYTHING}
+    given = results(EVERYTHING)
+    summary = {"models": given["models"], "metrics": given["metrics"]}
+    record = {
+        "status": "error",
+        "stages": [stage],
+        "summary": summary,
+        "findings": given["findings"],
+        "report": ["x\x1b"],
+    }
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert main(["report", str(tmp_path)]) == 0
+    assert not SEEN.search(capsys.readouterr().out)
+
+
 def test_a_lone_surrogate_in_an_error_becomes_an_escape_where_it_enters() -> None:
     assert UnitFailure("infra", "bad \ud800 text").message == "bad \\ud800 text"
