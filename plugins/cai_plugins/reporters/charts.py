@@ -33,7 +33,9 @@ class Chart:
 
 def rates_chart(metrics: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> Chart | None:
     """Every rate with its interval, one colour and marker per model."""
-    rows = [m for m in metrics if m["unit"] == "rate" and any(v["value"] is not None for v in m["values"].values())]
+    names = [model["name"] for model in models]
+    known = [{n: v for n, v in m["values"].items() if n in names and v["value"] is not None} for m in metrics]
+    rows = [m for m, found in zip(metrics, known, strict=True) if m["unit"] == "rate" and found]
     if not rows:
         return None
 
@@ -84,7 +86,7 @@ def curve_chart(curve: Mapping[str, Any]) -> Chart:
             axes.legend(frameon=False, labelcolor=ink)
 
     ends = "; ".join(f"{s['name']} from {s['y'][0]:.3g} to {s['y'][-1]:.3g}" for s in curve["series"] if s["y"])
-    return _chart(draw, 5.4, 2.7, f"{curve['title']}: {ends}")
+    return _chart(draw, 5.4, 3.2, f"{curve['title']}: {ends}")
 
 
 def _errors(series: Mapping[str, Any]) -> list[list[float]] | None:

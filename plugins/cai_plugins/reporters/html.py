@@ -120,6 +120,10 @@ def _charts(results: Mapping[str, Any]) -> dict[str, Any]:
         "frontier": frontier_chart(results.get("frontier"), results["models"]),
         "calibration": [(entry, reliability_chart(entry)) for entry in results.get("calibration", ())],
         "looks": [(looks, looks_charts(looks)) for looks in results.get("looks", ())],
-        "measured": [(curve, curve_chart(curve)) for curve in results.get("measured_curves", ())],
+        "measured": [
+            (curve, curve_chart(curve))
+            for curve in results.get("measured_curves", ())
+            if not (results.get("frontier") and curve["id"].endswith(".frontier"))  # drawn larger already
+        ],
         "curves": [(curve, curve_chart(curve)) for curve in results["curves"]],
     }
