@@ -76,6 +76,7 @@ def same(one: list[dict[str, Any]], two: list[dict[str, Any]], kind: str) -> Non
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-4), f"{kind}: {name} at {a['step']}"
 
 
+@pytest.mark.timeout(900)
 def test_sft_preference_model_and_ppo(tmp_path: Path) -> None:
     both(tmp_path, "sft", "preference", "ppo")
 

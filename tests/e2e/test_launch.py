@@ -52,6 +52,7 @@ def run_record(home: Home) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.timeout(900)
 def test_a_stage_runs_in_two_processes_and_leaves_what_one_leaves(home: Home) -> None:
     home.cai("run", "r.yaml")
     info = json.loads((artifact(home) / "manifest.json").read_text(encoding="utf-8"))["info"]
