@@ -6,6 +6,8 @@ weights in order again on every call. In a decoding step, few rows meet many wei
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,54 @@ def pack_linear_layers(model: Any) -> int:
                 setattr(parent, name, packed)
                 count += 1
     return count
+
+
+@contextmanager
+def packed_weights(model: Any) -> Iterator[int]:
+    """For as long as a float32 model under training samples on a CPU: its linear layers compute with packed copies of
+    their weights as they are now, adapters of LoRA added to them. The weights themselves are not touched; the copies
+    take as much memory as the linear layers. Yields how many layers there are."""
+    changed: list[nn.Module] = []
+    try:
+        with torch.no_grad():
+            for module, packed in _copies(model):
+                module.forward = lambda given, *_, packed=packed, **__: packed(given)  # type: ignore[method-assign]
+                changed.append(module)
+        yield len(changed)
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _copies(model: Any) -> Iterator[tuple[nn.Module, PackedLinear]]:
+    from peft.tuners.lora import Linear as Adapted
+
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return
+    inner: set[nn.Module] = set()
+    for module in model.modules():  # a layer comes before what lies in it
+        if module in inner:
+            continue
+        base = module
+        if type(module) is Adapted:
+            names = module.active_adapters
+            # Other kinds (DoRA, a bias in the adapter, an adapter that was merged) are more than a sum of weights.
+            if module.merged or any(
+                n not in module.lora_A or module.lora_variant.get(n) or module.lora_bias.get(n) for n in names
+            ):
+                continue
+            base = module.get_base_layer()
+            inner.update(m for m in module.modules() if m is not module)
+        if type(base) is not nn.Linear or base.weight.dtype != torch.float32 or base.weight.device.type != "cpu":
+            continue
+        whole = base
+        if base is not module and not module.disable_adapters:
+            whole = nn.Linear(base.in_features, base.out_features, device="meta")
+            delta = sum((module.get_delta_weight(name) for name in names), torch.zeros(()))
+            whole.weight = nn.Parameter(base.weight + delta, requires_grad=False)
+            whole.bias = base.bias
+        if (packed := _packed(whole)) is not None:
+            yield module, packed
 
 
 def _packed(linear: nn.Linear) -> PackedLinear | None:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from cai_core.errors import CAIError
 from cai_core.types.backend import GenerateRequest
 from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention
+from cai_plugins._torch.packed import packed_weights
 
 
 class Rollouts:
@@ -46,7 +47,7 @@ class Rollouts:
                 self._plain(rows)
             else:
                 waiting = iter(rows)
-                with _Blocks(self.model, self.takes):
+                with _Blocks(self.model, self.takes), packed_weights(self.model):
                     # A new decoder every time: keys and values that one keeps are those of the weights at the time.
                     for row, failure in self._decoder().run(lambda: next(waiting, None)):
                         if failure is not None:

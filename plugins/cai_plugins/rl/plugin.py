@@ -268,7 +268,7 @@ def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorith
 def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
     """The RL algorithms that come with cai-core."""
     summary = "proximal policy optimization, as in the paper; LoRA by default"
-    yield Component("ppo", PPOOptions, make_ppo, summary, distributed=True)
+    yield Component("ppo", PPOOptions, make_ppo, summary, revision=2, distributed=True)
     summary = "group-relative policy optimization (TRL), LoRA by default"
     yield Component("grpo", GRPOOptions, make_grpo, summary, distributed=True)
     yield Component("rloo", RLOOOptions, make_rloo, "REINFORCE leave-one-out (TRL), LoRA by default", distributed=True)
