@@ -43,7 +43,8 @@ def test_on_a_table_it_comes_within_two_percent_of_the_optimum(
     assert 0.98 * result.best < result.found <= result.best
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_scaled_by_the_group_grpo_collapses_to_the_best_answer(seed: int, tmp_path: Path) -> None:
     """A bias of GRPO itself: the surer the policy, the smaller the group's standard deviation, and the more what is
     left of the reward weighs against beta. The fixed point of pi ~ ref exp(r / (beta s(pi))) is the best answer alone;

@@ -39,6 +39,13 @@ from cai_plugins.rl.validation import set_aside
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {'very ' * (i % 3)}good bread {i}?")) for i in range(10)]
 KINDS = ("ppo", "grpo", "rloo", "dpo")
+
+
+def usually(*kinds: str) -> list[Any]:
+    """All of ``KINDS``; the others in the slow tier."""
+    return [kind if kind in kinds else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+
+
 EVERY = {"every": 2, "prompts": 2, "samples": 2, "patience": None}
 
 
@@ -113,7 +120,7 @@ def steps(result: TrainResult) -> list[float]:
     return [row["step"] for row in result.extra["validation"]["rows"]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", usually("ppo", "dpo"))
 def test_a_look_sees_both_rewards_the_kl_and_the_texts(kind: str, model: Path, tmp_path: Path) -> None:
     """Of answers that the policy at that step gives: at step 0 it is the reference, and later it is not."""
     result = train(kind, tmp_path, model, heldout=Script(lambda call, text: float(len(text))))
@@ -131,7 +138,7 @@ def test_a_look_sees_both_rewards_the_kl_and_the_texts(kind: str, model: Path, t
     assert any("for validation and are not learnt from" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", "dpo"])
+@pytest.mark.parametrize("kind", usually("ppo", "grpo"))
 def test_the_result_is_the_best_look_and_not_the_last(kind: str, model: Path, tmp_path: Path) -> None:
     """The weights are those of a training that ended there."""
     result = train(kind, tmp_path / "a", model, heldout=turning(2), steps=6)
@@ -147,7 +154,7 @@ def test_the_result_is_the_best_look_and_not_the_last(kind: str, model: Path, tm
     assert not same(tmp_path / "a" / "out", tmp_path / "c" / "out"), "nothing chooses without a held-out reward"
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", pytest.param("dpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", usually("grpo"))
 def test_with_adapters_too(kind: str, model: Path, tmp_path: Path) -> None:
     adapters = {"lora": {"rank": 2}, "learning_rate": 2e-2}
     result = train(kind, tmp_path / "a", model, heldout=turning(2), **adapters)
@@ -157,7 +164,7 @@ def test_with_adapters_too(kind: str, model: Path, tmp_path: Path) -> None:
     assert not same(model, tmp_path / "a" / "out")
 
 
-@pytest.mark.parametrize("kind", ["ppo", "rloo"])
+@pytest.mark.parametrize("kind", usually("ppo"))
 def test_a_policy_that_only_got_worse_is_given_back(kind: str, model: Path, tmp_path: Path) -> None:
     for i, lora in enumerate((None, {"rank": 2})):
         result = train(kind, tmp_path / str(i), model, heldout=turning(1), lora=lora)
@@ -166,7 +173,7 @@ def test_a_policy_that_only_got_worse_is_given_back(kind: str, model: Path, tmp_
         assert same(model, tmp_path / str(i) / "out")
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", "dpo"])
+@pytest.mark.parametrize("kind", usually("ppo", "dpo"))
 def test_patience_ends_training(kind: str, model: Path, tmp_path: Path) -> None:
     result = train(kind, tmp_path, model, heldout=turning(2), validation={**EVERY, "every": 1, "patience": 2}, steps=6)
     found = result.extra["validation"]
@@ -208,7 +215,7 @@ def test_over_optimisation_is_called_by_its_name(model: Path, tmp_path: Path) ->
     assert "at the start, which may be chance" in result.notes[0]
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rloo", "dpo"))])
+@pytest.mark.parametrize("kind", usually("grpo"))
 def test_looks_change_nothing_that_is_learnt(kind: str, model: Path, tmp_path: Path) -> None:
     often = train(kind, tmp_path / "a", model, validation={**EVERY, "every": 1})
     seldom = train(kind, tmp_path / "b", model, validation={**EVERY, "every": 100})
@@ -217,7 +224,7 @@ def test_looks_change_nothing_that_is_learnt(kind: str, model: Path, tmp_path: P
     assert len(steps(often)) > len(steps(seldom)) == 2
 
 
-@pytest.mark.parametrize("kind", ["ppo", "rloo", *(pytest.param(k, marks=pytest.mark.slow) for k in ("grpo", "dpo"))])
+@pytest.mark.parametrize("kind", usually("ppo", "rloo"))
 def test_a_restart_sees_the_same(kind: str, model: Path, tmp_path: Path) -> None:
     """Killed anywhere, also between a look and the next checkpoint, and after the best was passed."""
 
@@ -226,7 +233,7 @@ def test_a_restart_sees_the_same(kind: str, model: Path, tmp_path: Path) -> None
         return Script(lambda call, text: -abs(share(text) - 0.06))
 
     whole = train(kind, tmp_path / "whole", model, heldout=likes(), save_steps=2)
-    for at in (2, 3, 5):
+    for at in (3, 5):
         with pytest.raises(Interrupted):
             train(kind, tmp_path / str(at), model, heldout=likes(), save_steps=2, stop_at=at)
         again = train(kind, tmp_path / str(at), model, heldout=likes(), save_steps=2)
@@ -247,7 +254,7 @@ def test_a_held_out_reward_alone_is_enough(model: Path, tmp_path: Path) -> None:
     assert "validation" not in train("ppo", tmp_path / "b", model, validation=None).extra
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", usually("ppo", "dpo"))
 def test_a_held_out_reward_that_says_nothing_stops_before_training(kind: str, model: Path, tmp_path: Path) -> None:
     many = {**EVERY, "samples": 8}
     for error, score, words in (
