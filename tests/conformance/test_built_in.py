@@ -356,7 +356,12 @@ class TestPPOSeparateCritic(RLAlgorithmConformance):
 class TestOnlineDPO(RLAlgorithmConformance):
     component_id = "cai-core/online_dpo"
     options = {
-        "steps": 40, "prompts_per_step": 8, "max_new_tokens": 8, "lora": None, "learning_rate": 3e-3, "beta": 0.02,
+        "steps": 40,
+        "prompts_per_step": 8,
+        "max_new_tokens": 8,
+        "lora": None,
+        "learning_rate": 3e-3,
+        "beta": 0.02,
     }
 
 
@@ -410,6 +415,21 @@ class TestMultipleChoice(EvaluatorConformance):
 class TestMultipleChoiceReasoning(EvaluatorConformance):
     component_id = "cai-core/multiple_choice"
     options = {"limit": 4, "cot": True, "max_new_tokens": 4, "format": "chat", "clamp": (0.4, 0.6)}
+
+
+class TestHonesty(EvaluatorConformance):
+    component_id = "cai-core/honesty"
+    options = {"data": "mc_task.json", "format": "chat"}
+
+    def make(self, context: Any, **options: Any) -> Any:
+        answers = {"Only one.": 1, "Two.": 0, "None at all.": 0}
+        rows = [
+            {"question": f"How many moons has planet {n}?", "mc1_targets": answers, "mc2_targets": answers}
+            for n in range(6)
+        ]
+        path = context.workdir / "mc_task.json"
+        path.write_text(json.dumps(rows))
+        return super().make(context, data=str(path), **options)
 
 
 class TestPairwise(EvaluatorConformance):

@@ -87,7 +87,10 @@ def test_plan_names_the_reason_and_only_what_depends_on_it(home: Home) -> None:
     assert actions["answers[rl]"]["action"] == "run"
 
 
-@pytest.mark.parametrize("algorithm", ["best_of_n", "rloo", "dpo"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("best_of_n", "rloo", "ppo", "online_dpo", "oaif")]
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", *SLOW])
 def test_another_algorithm_is_one_word(home: Home, algorithm: str) -> None:
     output = home.cai("run", "quickstart", *SMALL, "-o", f"rl={algorithm}", "--json")
     record = json.loads(output[output.index("{") : output.rindex("}") + 1])

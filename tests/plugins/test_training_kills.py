@@ -34,8 +34,8 @@ def finished(process: subprocess.Popen[str]) -> tuple[list[int], str]:
     return [int(line.split()[1]) for line in lines if line.startswith("step ")], curve
 
 
-KINDS = ["sft", "preference", "dpo", "ppo", "grpo", "rloo"]
-MORE = ["online_dpo", *(f"{kind}-watched" for kind in ("ppo", "dpo", "grpo", "rloo", "online_dpo"))]
+KINDS = ["sft", "preference", "ppo", "grpo"]
+MORE = ["dpo", "rloo", "online_dpo", *(f"{kind}-watched" for kind in ("ppo", "dpo", "grpo", "rloo", "online_dpo"))]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)])
