@@ -39,6 +39,11 @@ from cai_core.errors import UserError
 @click.option("--no-audit", is_flag=True, help="Do not measure the labeler on comparisons with a known answer.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path(".cai/store"), show_default=True)
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Ask again for pairs that failed for a reason of the machine or server (infra).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
 def command(
     pairs: Path,
@@ -55,6 +60,7 @@ def command(
     no_audit: bool,
     store: Path,
     runs: Path,
+    retry_failed: bool,
     as_json: bool,
 ) -> None:
     """Label the pairs of PAIRS with P(A preferred), and measure the labeler.
@@ -112,7 +118,7 @@ def command(
         "cai label",
         Path.cwd(),
     )
-    plan = planned(recipe, store, runs, limit)
+    plan = planned(recipe, store, runs, limit, retry_failed=retry_failed)
     _check_place(out)  # after what costs nothing, before what may take hours
     folder = runs / plan.run_id
     with RunDisplay(quiet=as_json, labels=False) as display:
@@ -135,6 +141,8 @@ def command(
         click.echo(json.dumps(statistics, indent=2, allow_nan=False))
         return
     _show(statistics, people=by_people(use.id for p in plan.stages for use in p.stage.components))
+    if infra := sum(row["failure"] is not None and row["failure"]["kind"] == "infra" for row in rows):
+        click.echo(f"{infra} pairs failed for a reason of the machine or server: `--retry-failed` asks for them again.")
     click.echo(f"Wrote {out} and {out.name}.stats.json")
 
 

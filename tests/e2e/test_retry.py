@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,30 @@ def test_what_failed_twice_for_one_recipe_is_asked_for_again_by_another(tmp_path
         server.fault = lambda number, body: ""
         run(folder, "--retry-failed")
         assert not any(failures(folder, "revise"))
+
+
+def test_labels_alone_are_asked_for_again_too(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"How do I bake {n} breads?", "a": "Mix and bake.", "b": "No."} for n in range(PROMPTS)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+
+    def label(*more: str) -> tuple[str, list[bool]]:
+        backend = f"{{name: openai, base_url: '{server.url}'}}"
+        command = [sys.executable, "-m", "cai_core.cli.main", "label", "pairs.jsonl", "-o", "labels.jsonl"]
+        command += ["--model", "server:m", "--backend", backend, "--labeler", "verdict", "--no-audit", *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = [json.loads(line)["failure"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+        return done.stdout, [failure is not None and failure["kind"] == "infra" for failure in found]
+
+    with FaultServer(fault=unlucky) as server:
+        said, failed = label()
+        assert 0 < sum(failed) < PROMPTS
+        assert f"{sum(failed)} pairs failed for a reason of the machine or server: `--retry-failed`" in said
+        server.fault = lambda number, body: ""
+        server.calls.clear()
+        assert label()[1] == failed
+        assert server.calls == []
+        said, left = label("--retry-failed")
+        assert sum(left) == 0
+        assert "--retry-failed" not in said
+        assert len(server.calls) == 2 * sum(failed), "both orders of what failed, and nothing else"
