@@ -489,7 +489,7 @@ def _judge_findings(
     for name, artifact in labels:
         rows = list(read_table(artifact.path / "labels.parquet", LABELS))
         for text in label_warnings(label_statistics(rows)):
-            yield _finding("warning", f"The labels of the stage {name}", text)
+            yield _finding("warning", f"Doubtful labels (stage {name})", text)
 
 
 def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
