@@ -128,7 +128,8 @@ def compare_runs(a: Side, b: Side, registry: Registry, *, force: bool = False) -
             for metric in (first, second)
         )
         clusters = {**(first.get("cluster") or {}), **(second.get("cluster") or {})}
-        row = compare(name, first["label"], a.model, b.model, before, after, SEED, clusters)
+        bounded = first["unit"] == "rate"
+        row = compare(name, first["label"], a.model, b.model, before, after, SEED, clusters, bounded=bounded)
         if row is None:
             excluded.append({"metric": name, "label": first["label"], "reason": "no item was scored in both runs"})
             continue

@@ -29,6 +29,7 @@ from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, tu
 from cai_plugins.evaluators.hhh import HHH, NEUTRAL
 from cai_plugins.evaluators.judge_audit import JudgeAudit
 from cai_plugins.evaluators.length import Length
+from cai_plugins.evaluators.measures import mean
 from cai_plugins.evaluators.plugin import HHHOptions, PreferenceModelOptions, RefusalOptions
 from cai_plugins.evaluators.preference_model import PreferenceModelScore
 from cai_plugins.evaluators.refusal import Refusal
@@ -449,6 +450,26 @@ def test_pairs_of_one_conversation_are_a_cluster(tmp_path: Path) -> None:
     assert metric.low is not None
     assert metric.low < wilson(30, 30)[0]
     assert len(set(metric.cluster.values())) == 1
+
+
+@pytest.mark.parametrize("found", [[0.4] * 3, [0.1 + 0.2, 0.3, 0.3], [7.0]])
+def test_equal_values_have_no_interval_of_no_width(found: list[float]) -> None:
+    rows = [EvalRow(str(n), "base", {"x": value}) for n, value in enumerate(found)]
+    score = mean("m", "M", "base", rows, "x", unit="score", direction="higher", note="About it.")
+    assert (score.low, score.high, score.interval) == (None, None, "")
+    assert score.note == ("About it. No interval: the values do not differ." if len(found) > 1 else "About it.")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_an_equal_probability_has_the_interval_of_as_many_answers_or_clusters(value: float) -> None:
+    rows = [EvalRow(str(n), "base", {"x": value}) for n in range(10)]
+    found = mean("m", "M", "base", rows, "x", unit="rate", direction="higher")
+    assert (found.low, found.high) == pytest.approx(wilson(10 * value, 10))
+    assert found.interval == "Wilson 95 %"
+    cluster = {str(n): str(n // 2) for n in range(10)}
+    found = mean("m", "M", "base", rows, "x", unit="rate", direction="higher", cluster=cluster)
+    assert (found.low, found.high) == pytest.approx(wilson(5 * value, 5))
+    assert found.interval == "Wilson 95 %, 5 clusters"
 
 
 def test_metrics_work_outside_the_toolkit_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
