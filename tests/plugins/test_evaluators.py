@@ -472,6 +472,23 @@ def test_an_equal_probability_has_the_interval_of_as_many_answers_or_clusters(va
     assert found.interval == "Wilson 95 %, 5 clusters"
 
 
+def test_every_interval_of_an_audit_knows_that_pairs_share_a_conversation(tmp_path: Path) -> None:
+    data = tmp_path / "items.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"p{n % 3}", "better": f"b{n}", "worse": "c"}) for n in range(30)))
+    context = SimpleNamespace(
+        component={"labeler": None, "principle_sampler": None}.get,
+        constitution=Constitution("c", "1", "", (Principle("p", comparison="Which?"),)),
+    )
+    audit = JudgeAudit(data, None, context)  # type: ignore[arg-type]
+    said = [0.2 + 0.2 * (n % 3) + 0.01 * n for n in range(30)]
+    values = [{"p_better": p, "right": float(p > 0.5), "p_better_first": p, "p_better_second": 1 - p} for p in said]
+    units = audit.units(EvalInput(("judge",), ()))
+    metrics = audit.summarise([EvalRow(u.id, "judge", v) for u, v in zip(units, values, strict=True)])
+    told = {m.id: m.interval for m in metrics if m.interval and m.n}
+    assert {"audit.accuracy", "audit.flip_rate", "audit.length_baseline", "audit.brier", "audit.gap"} <= told.keys()
+    assert {name for name, interval in told.items() if not interval.endswith("3 clusters")} == set()
+
+
 def test_metrics_work_outside_the_toolkit_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from cai_plugins.evaluators.metrics import (
@@ -502,3 +519,15 @@ def test_metrics_work_outside_the_toolkit_and_offline(tmp_path: Path, monkeypatc
     assert found["elo"]["a"] == 0.0
     assert found["elo"]["b"] == pytest.approx(-400 * math.log10(3.5 / 1.5))
     assert found["elo"]["d"] is None, "it was never compared with the others"
+
+
+def test_what_is_not_a_number_is_no_answer(tmp_path: Path) -> None:
+    from cai_plugins.evaluators.metrics import CalibrationError, ComparisonAccuracy, MultipleChoiceAccuracy
+
+    for metric, predictions, references in (
+        (ComparisonAccuracy, [math.nan, 0.9], [0, 1]),
+        (CalibrationError, [math.nan, 0.9], [0.0, 1.0]),
+        (MultipleChoiceAccuracy, [[math.nan, -1.0]], [[1]]),
+    ):
+        with pytest.raises(ValueError, match="not a number"):
+            metric(cache_dir=str(tmp_path)).compute(predictions=predictions, references=references)
