@@ -27,6 +27,7 @@ def evaluated_run(
     recipe: Mapping[str, Any] | None = None,
     status: str = "ok",
     failed: Sequence[str] = (),
+    payload: Mapping[str, Any] | None = None,
     unit: str = "rate",
     direction: str = "lower",
 ) -> Path:
@@ -72,7 +73,8 @@ def evaluated_run(
         for model, items in values.items()
     ]  # fmt: skip
     scored = [
-        {"evaluator": evaluator, "model": model, "id": i, "payload": {}, "values": {"refused": value}, "failure": None}
+        {"evaluator": evaluator, "model": model, "id": i, "values": {"refused": value}, "failure": None}
+        | {"payload": dict(payload or {}) | ({"answer": f"{answer} of {model}"} if payload else {})}
         for model, items in values.items()
         for i, value in items.items()
     ]

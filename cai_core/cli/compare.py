@@ -95,7 +95,9 @@ def _lines(comparison: Mapping[str, Any], shown: int) -> Iterator[str]:
     yield ""
     table = []
     for row in comparison["rows"]:
-        span = f"{_signed(row['difference'], row)} [{_signed(row['low'], row)}, {_signed(row['high'], row)}]"
+        known = row["low"] is not None
+        ends = f"[{_signed(row['low'], row)}, {_signed(row['high'], row)}]" if known else "[no interval]"
+        span = f"{_signed(row['difference'], row)} {ends}"
         table.append(
             [
                 row["label"],

@@ -18,6 +18,7 @@ Z_ALPHA, Z_POWER = 1.959964, 0.841621  # two-sided 5 % and power 80 %, the field
 # From so many independent parts on the normal approximation takes the place of resampling: our choice; the two agree to
 # three digits there, and a resample of 100,000 items in plain Python takes minutes.
 LARGE = 5000
+ROUNDING = 1e-9  # of the largest value: what differs by less is equal, and sums in another order are the same
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -31,7 +32,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 def sign_flip(differences: Sequence[float], seed: int) -> float:
     """Two-sided p of the mean difference under random signs; exact up to 12 items, else ``RESAMPLES`` draws."""
-    observed = abs(sum(differences)) - 1e-12
+    observed = abs(math.fsum(differences)) - ROUNDING * math.fsum(map(abs, differences))
     if len(differences) <= 12:
         totals = [0.0]
         for d in differences:
@@ -84,9 +85,10 @@ def _student(degrees: int) -> float:
     return math.fsum(term / degrees**power for power, term in enumerate(terms))
 
 
-def agresti_min(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+def agresti_min(only_a: float, only_b: float, n: int) -> tuple[float, float]:
     """95 % interval of the difference (b - a) / n of paired proportions: Wald's after adding half an item to each of
-    the four cells (Agresti and Min 2005, Statistics in Medicine 24:729)."""
+    the four cells (Agresti and Min 2005, Statistics in Medicine 24:729). Parts of items count as such: the variance of
+    values between 0 and 1 is at most that of items that are 0 or 1."""
     a, b, total = only_a + 0.5, only_b + 0.5, n + 2
     centre = (b - a) / total
     half = Z_ALPHA * math.sqrt(a + b - (b - a) ** 2 / total) / total
@@ -106,7 +108,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def effect_size(first: Sequence[float], second: Sequence[float], *, binary: bool) -> tuple[str, float | None]:
     """Name and size of the effect (Cohen 1988): h, the difference of two rates on the arcsine scale, or d of paired
-    values, the mean difference over its standard deviation (None where no difference varies)."""
+    values, the mean difference over its standard deviation (None where it does not vary)."""
     n = len(first)
     if binary:
         angles = [2 * math.asin(math.sqrt(sum(values) / n)) for values in (first, second)]
@@ -114,7 +116,8 @@ def effect_size(first: Sequence[float], second: Sequence[float], *, binary: bool
     differences = [b - a for a, b in zip(first, second, strict=True)]
     mean = sum(differences) / n
     deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1)) if n > 1 else 0.0
-    return "Cohen's d", mean / deviation if deviation else None
+    varies = deviation > ROUNDING * max(map(abs, (*first, *second)))
+    return "Cohen's d", mean / deviation if varies else None
 
 
 def compare(
@@ -126,9 +129,15 @@ def compare(
     second: Mapping[str, float],
     seed: int,
     clusters: Mapping[str, str] | None = None,
+    *,
+    bounded: bool = False,
 ) -> dict[str, Any] | None:
     """B minus A on the items that both have, or None without any. ``clusters``: item -> what it belongs to; an item
-    that it lacks stands alone."""
+    that it lacks stands alone. ``bounded``: whether values lie in [0, 1].
+
+    Where all items (or clusters) differ by the same, resampling knows no error, and there is one: of bounded values the
+    interval is that of as many independent items; of others ``low``, ``high`` and ``minimum_detectable`` are None.
+    """
     items = sorted(set(first) & set(second))
     if not items:
         return None
@@ -146,6 +155,8 @@ def compare(
     spread = sum((total - mean * size) ** 2 for total, size in zip(totals, sizes, strict=True))
     variance = parts / (parts - 1) * spread / n**2 if parts > 1 else 0.0
     only_a, only_b = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+    low: float | None
+    high: float | None
     if binary and parts == n:
         p, test = mcnemar_exact(only_a, only_b), "exact McNemar"
         low, high = agresti_min(only_a, only_b, n)
@@ -156,11 +167,17 @@ def compare(
     else:
         p, test = sign_flip(totals, seed), "sign-flip permutation"
         low, high = bootstrap_mean(totals, seed, sizes)
-    if binary and low == high:  # items that belong together and all agree: no more is known than of one of each
-        changed = round(abs(mean) * parts)
-        low, high = agresti_min(changed if mean < 0 else 0, changed if mean > 0 else 0, parts)
-    if binary and variance == 0:
-        variance = 1 / parts**2  # no item changed: as if one had, rather than a power of 100 %
+    least: float | None = math.sqrt(variance)
+    largest = max(abs(value) for i in items for value in (first[i], second[i]))
+    if parts == 1 or math.sqrt(variance) <= ROUNDING * largest:  # all agree, so that resampling knows no error
+        least = None
+        if binary or bounded:
+            if parts < n or not binary:
+                changed = abs(mean) * parts
+                low, high = agresti_min(changed if mean < 0 else 0, changed if mean > 0 else 0, parts)
+            least = 1 / parts  # as if one had differed, rather than a power of 100 %
+        else:
+            low = high = None
     name, effect = effect_size([first[i] for i in items], [second[i] for i in items], binary=binary)
     return {
         "metric": metric,
@@ -178,7 +195,7 @@ def compare(
         "test": test if parts == n else f"{test} by cluster",
         "effect": effect,
         "effect_name": name,
-        "minimum_detectable": (Z_ALPHA + Z_POWER) * math.sqrt(variance) if parts > 1 else None,
+        "minimum_detectable": (Z_ALPHA + Z_POWER) * least if least is not None and parts > 1 else None,
     }
 
 
@@ -196,7 +213,8 @@ def compare_all(metrics: Sequence[Mapping[str, Any]], models: Sequence[str], see
             if a and b:
                 clusters = {**(a.get("cluster") or {}), **(b.get("cluster") or {})}
                 items = (a["per_item"], b["per_item"])
-                row = compare(metric_id, a["label"], models[0], other, *items, seed, clusters)
+                bounded = a.get("unit") == "rate"
+                row = compare(metric_id, a["label"], models[0], other, *items, seed, clusters, bounded=bounded)
                 if row:
                     found.append(row)
     conclude(found)

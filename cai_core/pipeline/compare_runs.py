@@ -128,7 +128,8 @@ def compare_runs(a: Side, b: Side, registry: Registry, *, force: bool = False) -
             for metric in (first, second)
         )
         clusters = {**(first.get("cluster") or {}), **(second.get("cluster") or {})}
-        row = compare(name, first["label"], a.model, b.model, before, after, SEED, clusters)
+        bounded = first["unit"] == "rate"
+        row = compare(name, first["label"], a.model, b.model, before, after, SEED, clusters, bounded=bounded)
         if row is None:
             excluded.append({"metric": name, "label": first["label"], "reason": "no item was scored in both runs"})
             continue
@@ -188,7 +189,7 @@ def _left_out(a: Side, b: Side, registry: Registry) -> Iterator[tuple[str, str]]
     for name, uses in a.evaluators.items():
         try:
             component = registry.find("evaluator", uses[0]["id"]).component
-            needs, roles = tuple(component.needs), tuple(component.roles)
+            needs, roles = (_with_options(component, uses[0]["options"], part) for part in ("needs", "roles"))
         except UserError:  # its plugin is not installed here: whatever it may have asked must be the same
             needs = tuple({c["kind"] for c in first["components"]} - {"evaluator", "backend"})
             roles = ()
@@ -202,6 +203,15 @@ def _left_out(a: Side, b: Side, registry: Registry) -> Iterator[tuple[str, str]]
                 if first["models"].get(role) != second["models"].get(role):
                     yield name, f"it asks the model in the role {role}, and the two runs have different ones"
                     break
+
+
+def _with_options(component: Any, options: Mapping[str, Any], part: str) -> tuple[str, ...]:
+    """What it asks for with these options, e.g. a labeler and no reward model; all of ``part`` where they do not fit."""
+    function = getattr(component, f"{part}_of")
+    try:
+        return tuple(function(component.options.model_validate(options)) if function else getattr(component, part))
+    except ValueError:
+        return tuple(getattr(component, part))
 
 
 def _asked(identity: Mapping[str, Any], kind: str) -> Any:
@@ -218,9 +228,17 @@ def _unlike_items(a: Side, b: Side) -> set[tuple[str, str]]:
 
 
 def _own_items(side: Side) -> dict[tuple[str, str], str]:
+    """Digests of items that are no held-out prompts, without the model's own ``answer`` (``EvalUnit``): what
+    ``pairwise`` compares it with must be the same, and the answer itself is what the runs differ in."""
     rows = read_table(side.evaluation.path / "rows.parquet", EVAL_ROWS)
     own = (row for row in rows if row["model"] == side.model and row["id"] not in side.heldout)
-    return {(row["evaluator"], row["id"]): digest(row["payload"]) for row in own}
+    texts = {row["text"] for row in side.answers.values()}
+    return {
+        (row["evaluator"], row["id"]): digest(
+            {key: found for key, found in row["payload"].items() if key != "answer" or found not in texts}
+        )
+        for row in own
+    }
 
 
 def _marginals(first: Mapping[str, Any], second: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,9 +112,10 @@ def _difference(
     metric: Mapping[str, Any], row: Mapping[str, Any], last: Mapping[str, Any], first: Mapping[str, Any]
 ) -> str:
     scale, digits, unit = {"rate": (100, 1, " pp"), "count": (1, 1, "")}.get(metric["unit"], (1, 3, ""))
-    difference, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("difference", "low", "high"))
-    least = row["minimum_detectable"]
-    told = f"{metric['label']}: {difference}{unit} [{low}, {high}] for {last['label']} against {first['label']}"
+    known = row["low"] is not None
+    ends = ", ".join(f"{scale * row[key]:+.{digits}f}" for key in ("low", "high")) if known else "no interval"
+    difference, least = f"{scale * row['difference']:+.{digits}f}", row["minimum_detectable"]
+    told = f"{metric['label']}: {difference}{unit} [{ends}] for {last['label']} against {first['label']}"
     if least is None or row["conclusive"]:
         return f"{told}, n = {row['n']}."
     missed = f"A true difference under {scale * least:.{digits}f}{unit} would often be missed."

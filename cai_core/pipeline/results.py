@@ -98,6 +98,10 @@ def _merge(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             metric["id"],
             {key: metric[key] for key in ("id", "label", "evaluator", "direction", "unit", "note")} | {"values": {}},
         )
+        if metric["note"] and metric["note"] not in entry["note"]:
+            # Said of one model, e.g. why it has no interval; the first note is of all that share it.
+            rest = metric["note"].removeprefix(entry["note"]).strip()
+            entry["note"] = f"{entry['note']} {model_label(metric['model'])}: {rest}".lstrip()
         keys = ("value", "low", "high", "n", "failed", "interval")
         entry["values"][metric["model"]] = {key: metric[key] for key in keys}
     return list(merged.values())
@@ -522,13 +526,16 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
     for row in certain:
         unit = next((m["unit"] for m in results["metrics"] if m["id"] == row["metric"]), "score")
         scale, digits, word = {"rate": (100, 1, " percentage points"), "count": (1, 1, "")}.get(unit, (1, 3, ""))
-        difference, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("difference", "low", "high"))
+        difference = f"{scale * row['difference']:+.{digits}f}"
+        span = "No interval: all items differ by the same"
+        if row["low"] is not None:
+            span = f"95 % interval {scale * row['low']:+.{digits}f} to {scale * row['high']:+.{digits}f}"
         findings.append(
             _finding(
                 "info",
                 f"{row['label']}: {names.get(row['b'], row['b'])} {difference}{word} "
                 f"against {names.get(row['a'], row['a'])}",
-                f"95 % interval {low} to {high}, n = {row['n']}, {row['test']} p = {row['p_holm']:.2g} after Holm. "
+                f"{span}, n = {row['n']}, {row['test']} p = {row['p_holm']:.2g} after Holm. "
                 + _direction_note(row, results["metrics"]),
             )
         )

@@ -49,7 +49,8 @@ class EvalUnit:
     """One item to score for one model. ``id`` is unique over items; with ``model`` it names the unit's row.
     ``model`` is one of ``EvalInput.models``, or for an evaluator of something else "judge" or "reward_model", or the
     ``source`` of a chain.
-    ``payload`` (JSON) is part of the unit's identity: when it changes the unit is scored again."""
+    ``payload`` (JSON) is part of the unit's identity: when it changes the unit is scored again. Its key ``answer`` is
+    for what the model answered: items of two runs are compared where the rest of it is the same."""
 
     id: str
     model: str

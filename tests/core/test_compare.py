@@ -103,3 +103,23 @@ def test_interval_of_paired_proportions_is_never_a_point() -> None:
     assert low < 0 < high
     low, high = agresti_min(16, 0, 16)
     assert -1 <= low < high < 0
+
+
+@pytest.mark.parametrize("step", [0.0, 0.1])
+@pytest.mark.parametrize("n", [1, 10])
+def test_items_that_all_differ_by_the_same_are_no_certainty(n: int, step: float) -> None:
+    before = {f"i{k}": 0.1 + 0.07 * k for k in range(n)}
+    after = {item: value + step for item, value in before.items()}  # up to rounding
+    row = compare("m", "M", "base", "rl", before, after, 0)
+    assert row is not None
+    assert row["difference"] == pytest.approx(step)
+    assert (row["low"], row["high"], row["minimum_detectable"], row["effect"]) == (None, None, None, None)
+    rate = compare("m", "M", "base", "rl", before, after, 0, bounded=True)
+    assert rate is not None
+    assert rate["low"] < step - 0.1 < step + 0.1 < rate["high"], "as wide as that of as many items that are 0 or 1"
+    assert rate["minimum_detectable"] is None or rate["minimum_detectable"] > 0.1
+
+
+def test_sums_that_differ_by_rounding_alone_are_ties() -> None:
+    differences = [2, -9, 5, 2, -8, 6]
+    assert sign_flip([123456.7 * d for d in differences], 0) == sign_flip(differences, 0)

@@ -10,6 +10,9 @@ import jsonschema
 import pytest
 
 from cai_core.cli.main import main
+from cai_core.pipeline.compare_runs import _with_options
+from cai_core.plugins import load_plugins
+from cai_core.registry import Registry
 from runs import evaluated_run
 
 ITEMS = [f"item-{i:02d}" for i in range(30)]
@@ -110,6 +113,20 @@ def test_scores_of_two_preference_models_are_not_compared(place: Path, capsys: p
     assert len(compared(capsys, a, c)["rows"]) == 1
 
 
+def test_answers_against_the_same_opponent_are_paired_and_against_another_not(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = {f"p{n}/sft": float(n % 2) for n in range(8)}
+    more: dict[str, Any] = {"prompts": {"p": "prompt"}}
+    same = {"opponent": "sft", "other": "what sft said"}
+    a = run(place, "a", items, payload=same, answer="one", **more)
+    b = run(place, "b", dict.fromkeys(items, 1.0), payload=same, answer="two", **more)
+    (row,) = compared(capsys, a, b)["rows"]
+    assert (row["n"], row["raised"]) == (8, 4)
+    c = run(place, "c", items, payload={**same, "other": "what another sft said"}, **more)
+    assert compared(capsys, a, c)["rows"] == []
+
+
 def test_two_models_of_one_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = run(place, "a", OFTEN)
     found = compared(capsys, a, a, "--model-a", "base", "--model-b", "rl")
@@ -167,3 +184,10 @@ def test_files_are_written_whole_and_with_the_same_bytes(place: Path, capsys: py
     assert found == compared(capsys, a, b)
     schema = json.loads((Path(__file__).parents[2] / "docs/reference/comparison.schema.json").read_text())
     jsonschema.validate(found, schema, cls=jsonschema.Draft202012Validator)
+
+
+def test_a_reward_model_that_no_evaluator_asks_makes_no_difference() -> None:
+    component = Registry(load_plugins()).find("evaluator", "pairwise").component
+    assert _with_options(component, {"judge": "labeler"}, "needs") == ("labeler", "principle_sampler")
+    assert _with_options(component, {"judge": "reward_model"}, "needs") == ("reward_model",)
+    assert _with_options(component, {"an option": "of another version"}, "needs") == component.needs

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,13 @@ def test_gains_are_paired_within_chains() -> None:
     assert series.y == pytest.approx(array.mean(0))
     (series,) = curves["revisions.by_principles"].series
     assert (series.x, series.n) == ((2,), (4,))
+
+
+def test_chains_of_one_prompt_are_a_cluster() -> None:
+    chains = [replace(chain("revise", n // 3, 0, 1 + n // 3), id=f"p{n // 3}/{n % 3}") for n in range(9)]
+    metric = revisions(*chains)[0]["revisions.gain.1", "revise"]
+    assert metric.interval == "Student's t 95 %, 3 clusters"
+    assert (metric.low, metric.high) == pytest.approx(stats.t.interval(0.95, 2, 2, stats.sem([1, 2, 3])))
 
 
 def test_branches_are_lines_and_broken_chains_are_counted() -> None:

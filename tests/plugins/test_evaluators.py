@@ -29,6 +29,7 @@ from cai_plugins.evaluators.comparisons import better_is_b, read_comparisons, tu
 from cai_plugins.evaluators.hhh import HHH, NEUTRAL
 from cai_plugins.evaluators.judge_audit import JudgeAudit
 from cai_plugins.evaluators.length import Length
+from cai_plugins.evaluators.measures import mean
 from cai_plugins.evaluators.plugin import HHHOptions, PreferenceModelOptions, RefusalOptions
 from cai_plugins.evaluators.preference_model import PreferenceModelScore
 from cai_plugins.evaluators.refusal import Refusal
@@ -451,6 +452,43 @@ def test_pairs_of_one_conversation_are_a_cluster(tmp_path: Path) -> None:
     assert len(set(metric.cluster.values())) == 1
 
 
+@pytest.mark.parametrize("found", [[0.4] * 3, [0.1 + 0.2, 0.3, 0.3], [7.0]])
+def test_equal_values_have_no_interval_of_no_width(found: list[float]) -> None:
+    rows = [EvalRow(str(n), "base", {"x": value}) for n, value in enumerate(found)]
+    score = mean("m", "M", "base", rows, "x", unit="score", direction="higher", note="About it.")
+    assert (score.low, score.high, score.interval) == (None, None, "")
+    assert score.note == ("About it. No interval: the values do not differ." if len(found) > 1 else "About it.")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_an_equal_probability_has_the_interval_of_as_many_answers_or_clusters(value: float) -> None:
+    rows = [EvalRow(str(n), "base", {"x": value}) for n in range(10)]
+    found = mean("m", "M", "base", rows, "x", unit="rate", direction="higher")
+    assert (found.low, found.high) == pytest.approx(wilson(10 * value, 10))
+    assert found.interval == "Wilson 95 %"
+    cluster = {str(n): str(n // 2) for n in range(10)}
+    found = mean("m", "M", "base", rows, "x", unit="rate", direction="higher", cluster=cluster)
+    assert (found.low, found.high) == pytest.approx(wilson(5 * value, 5))
+    assert found.interval == "Wilson 95 %, 5 clusters"
+
+
+def test_every_interval_of_an_audit_knows_that_pairs_share_a_conversation(tmp_path: Path) -> None:
+    data = tmp_path / "items.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"p{n % 3}", "better": f"b{n}", "worse": "c"}) for n in range(30)))
+    context = SimpleNamespace(
+        component={"labeler": None, "principle_sampler": None}.get,
+        constitution=Constitution("c", "1", "", (Principle("p", comparison="Which?"),)),
+    )
+    audit = JudgeAudit(data, None, context)  # type: ignore[arg-type]
+    said = [0.2 + 0.2 * (n % 3) + 0.01 * n for n in range(30)]
+    values = [{"p_better": p, "right": float(p > 0.5), "p_better_first": p, "p_better_second": 1 - p} for p in said]
+    units = audit.units(EvalInput(("judge",), ()))
+    metrics = audit.summarise([EvalRow(u.id, "judge", v) for u, v in zip(units, values, strict=True)])
+    told = {m.id: m.interval for m in metrics if m.interval and m.n}
+    assert {"audit.accuracy", "audit.flip_rate", "audit.length_baseline", "audit.brier", "audit.gap"} <= told.keys()
+    assert {name for name, interval in told.items() if not interval.endswith("3 clusters")} == set()
+
+
 def test_metrics_work_outside_the_toolkit_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from cai_plugins.evaluators.metrics import (
@@ -481,3 +519,15 @@ def test_metrics_work_outside_the_toolkit_and_offline(tmp_path: Path, monkeypatc
     assert found["elo"]["a"] == 0.0
     assert found["elo"]["b"] == pytest.approx(-400 * math.log10(3.5 / 1.5))
     assert found["elo"]["d"] is None, "it was never compared with the others"
+
+
+def test_what_is_not_a_number_is_no_answer(tmp_path: Path) -> None:
+    from cai_plugins.evaluators.metrics import CalibrationError, ComparisonAccuracy, MultipleChoiceAccuracy
+
+    for metric, predictions, references in (
+        (ComparisonAccuracy, [math.nan, 0.9], [0, 1]),
+        (CalibrationError, [math.nan, 0.9], [0.0, 1.0]),
+        (MultipleChoiceAccuracy, [[math.nan, -1.0]], [[1]]),
+    ):
+        with pytest.raises(ValueError, match="not a number"):
+            metric(cache_dir=str(tmp_path)).compute(predictions=predictions, references=references)

@@ -204,6 +204,21 @@ def test_a_judge_of_positions_ties_everything_and_is_seen() -> None:
     assert elo.low < 0 < elo.high, "never an error of 0, also where all prompts agree"
 
 
+def test_all_wins_at_any_length_are_no_certainty() -> None:
+    given = answers({"a": ["a" * (n + 3) for n in range(20)], "b": ["b" * (7 * n % 40 + 1) for n in range(20)]})
+    _, metrics, _ = evaluate(Judge(better), given)
+    even = metrics["pairwise.win_rate_lc.harmless", "b"]
+    assert (even.low, even.interval) == (pytest.approx(wilson(20, 20)[0]), "Wilson 95 %")
+
+
+def test_judgements_of_one_prompt_are_a_cluster() -> None:
+    judge = Judge(lambda first, second, _: 0.9)
+    given = answers({"a": ["a"] * 9, "b": ["b"] * 9, "c": ["c"] * 9})
+    found = evaluate(judge, given)[1]["pairwise.flip_rate", "b"]
+    assert (found.n, found.interval) == (18, "Wilson 95 %, 9 clusters")
+    assert found.low < wilson(18, 18)[0]
+
+
 def test_length_is_taken_out() -> None:
     rng = np.random.default_rng(5)
     texts = [

@@ -14,6 +14,7 @@ import pytest
 
 from browsers import browser, page_of
 from cai_core.testing.results import results
+from cai_plugins.reporters.charts import rates_chart
 from cai_plugins.reporters.html import HtmlReporter
 from cai_plugins.reporters.json_report import JsonReporter
 from cai_plugins.reporters.markdown import MarkdownReporter
@@ -303,3 +304,25 @@ def test_the_preference_model_is_told_beside_what_length_alone_gives(tmp_path: P
     assert "| plain words | 20 | 60.0 % \\[50.0, 70.0\\] |" in text
     assert "+5.0 pp [-5.0 pp, +15.0 pp], n = 20" in text
     assert "- not measured on comparisons" in text
+
+
+def test_what_has_no_interval_is_drawn_and_told(tmp_path: Path) -> None:
+    given = results()
+    rate = next(metric for metric in given["metrics"] if metric["unit"] == "rate")
+    for found in (*rate["values"].values(), given["comparisons"][0]):
+        found |= {"low": None, "high": None}
+    assert "[no interval]" in HtmlReporter(1000).render(given)
+    (path,) = MarkdownReporter().write(given, tmp_path)
+    assert "no interval" in path.read_text(encoding="utf-8")
+
+
+def test_the_legend_names_a_model_that_the_first_rate_lacks() -> None:
+    rate = next(metric for metric in results()["metrics"] if metric["unit"] == "rate")
+    second = {**rate, "values": dict.fromkeys(("base", "sft"), rate["values"]["base"])}
+    first = {**rate, "values": {"base": rate["values"]["base"]}}
+    shown = [
+        rates_chart([first, second], [{"name": "base", "label": "B"}, {"name": "sft", "label": label}])
+        for label in ("short", "a much longer name")
+    ]
+    assert shown[0] is not None
+    assert shown[0] != shown[1], "the name is drawn"

@@ -90,14 +90,18 @@ class JudgeAudit:
                 ("longer_preferred", "the longer answer is preferred", follows),
             ):
                 values = [*(EvalRow(item, model, {"value": value}) for item, value in found.items()), *failed]
-                metrics.append(rate(f"audit.{name}", label, model, values, "value", direction="none"))
+                metrics.append(rate(f"audit.{name}", label, model, values, "value", direction="none", cluster=cluster))
             for name, label, found in (
                 ("mass", "probability on the two options", masses),
                 ("gap", "mean distance of the label from 0.5", gaps),
                 ("brier", "Brier score (0.25: always one half)", squares),
             ):
                 values = [*(EvalRow(item, model, {"value": value}) for item, value in found.items()), *failed]
-                metrics.append(mean(f"audit.{name}", label, model, values, "value", unit="score", direction="none"))
+                metrics.append(
+                    mean(
+                        f"audit.{name}", label, model, values, "value", unit="score", direction="none", cluster=cluster
+                    )
+                )
             p = [float(row.values["p_better"]) for row in good]
             error = calibration_error(p, [1.0] * len(p))
             name, label = "audit.calibration_error", "expected calibration error"

@@ -60,13 +60,26 @@ def mean(
     note: str = "",
     cluster: Mapping[str, str] | None = None,
 ) -> Metric:
-    """The mean of ``values[key]`` with Student's t interval; of a rate it ends at 0 and 1. cluster: as for ``rate``."""
+    """The mean of ``values[key]`` with Student's t interval; of a rate it ends at 0 and 1. cluster: as for ``rate``.
+
+    Where all values are equal nothing is known of their spread, which is not to say that there is none. A rate then has
+    Wilson's interval, as if each item were 0 or 1 (no values of that mean spread more); others have none, and
+    ``note`` says why.
+    """
     per_item = {row.id: float(row.values[key]) for row in rows if row.failure is None}
     n = len(per_item)
     groups = {item: cluster[item] for item in per_item if item in cluster} if cluster else {}
     clustered = len(set(groups.values())) < len(groups)
+    interval = f"Student's t 95 %, {len(set(groups.values()))} clusters" if clustered else "Student's t 95 %"
     low, high = clustered_mean_interval(per_item, groups if clustered else {})
-    if unit == "rate" and low is not None and high is not None:
+    if low is None and n and unit == "rate":
+        parts = len(set(groups.values())) + n - len(groups) if clustered else n
+        value = math.fsum(per_item.values()) / n
+        low, high = wilson(min(max(value, 0.0), 1.0) * parts, parts)
+        interval = f"Wilson 95 %, {parts} clusters" if clustered else "Wilson 95 %"
+    elif low is None and n > 1:
+        note = f"{note} No interval: the values do not differ.".lstrip()
+    elif unit == "rate" and low is not None and high is not None:
         low, high = max(0.0, low), min(1.0, high)
     return Metric(
         name,
@@ -77,7 +90,7 @@ def mean(
         high,
         n,
         len(rows) - n,
-        f"Student's t 95 %, {len(set(groups.values()))} clusters" if clustered else "Student's t 95 %",
+        interval if low is not None else "",
         unit,
         direction,
         note,

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import datasets
@@ -18,6 +19,14 @@ from cai_core.text.refusals import grade
 from cai_plugins.evaluators.bradley_terry import ELO, connected, ratings
 from cai_plugins.evaluators.refusal import boilerplate
 from cai_plugins.evaluators.stats import wilson
+
+
+def _numbers(*given: list[float]) -> None:
+    """Raises ``ValueError`` where there is none, or one is NaN: it would count as an answer that nobody gave."""
+    if not given[0]:
+        raise ValueError("there are no predictions")
+    if any(math.isnan(value) for some in given for value in some):
+        raise ValueError("a prediction or reference is not a number; leave out what could not be scored, and count it")
 
 
 class RefusalRate(evaluate.Metric):  # type: ignore[misc]
@@ -51,6 +60,7 @@ class ComparisonAccuracy(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, predictions: list[float], references: list[int], **_: Any) -> dict[str, float]:
+        _numbers(predictions)
         right = sum(
             0.5 if p == 0.5 else float((p > 0.5) == bool(r)) for p, r in zip(predictions, references, strict=True)
         )
@@ -73,6 +83,7 @@ class CalibrationError(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, predictions: list[float], references: list[float], **_: Any) -> dict[str, float | int | None]:
+        _numbers(predictions, references)
         return {
             "calibration_error": calibration_error(predictions, references),
             "brier": brier(predictions, references),
@@ -100,6 +111,7 @@ class MultipleChoiceAccuracy(evaluate.Metric):  # type: ignore[misc]
     def _compute(self, predictions: list[list[float]], references: list[list[int]], **_: Any) -> dict[str, float]:
         right = 0.0
         for logprobs, correct in zip(predictions, references, strict=True):
+            _numbers(logprobs)
             best = {place for place, value in enumerate(logprobs) if value == max(logprobs)}
             right += len(best & set(correct)) / len(best)
         low, high = wilson(right, len(predictions))
@@ -125,6 +137,7 @@ class EloRatings(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, predictions: list[float], first: list[str], second: list[str], **_: Any) -> dict[str, Any]:
+        _numbers(predictions)
         names = list(dict.fromkeys(name for pair in zip(first, second, strict=True) for name in pair))
         wins = np.zeros((len(names), len(names)))
         for won, one, other in zip(predictions, first, second, strict=True):

@@ -12,6 +12,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import combinations
 from typing import Any
@@ -27,6 +28,7 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import UnitFailure, conversation
 from cai_core.types.reward import Exchange
 from cai_plugins.evaluators.bradley_terry import ELO, connected, controlled_rate, ratings, resamples, standard_errors
+from cai_plugins.evaluators.measures import rate
 from cai_plugins.evaluators.plugin import PairwiseOptions
 from cai_plugins.evaluators.stats import wilson
 
@@ -301,7 +303,8 @@ class Pairwise:
         )
         low, high = (float(q) for q in np.quantile(drawn, (0.025, 0.975)))
         kind = "bootstrap over prompts 95 %"
-        if high - low < 1e-6:  # all prompts agree, so that a resample cannot differ
+        # Where all prompts agree a resample differs in lengths alone, and its interval would be of next to no width.
+        if len(set(outcomes)) == 1 or high - low < 1e-6:
             (low, high), kind = wilson(math.fsum(outcomes), len(outcomes)), "Wilson 95 %"
         return value, min(low, value), max(high, value), kind
 
@@ -309,14 +312,17 @@ class Pairwise:
         metrics = []
         for model in models:
             mine = [r for r in rows if model in (r.model, r.values.get("opponent"))]
-            found = [float(r.values["flipped"]) for r in mine if r.failure is None and "flipped" in r.values]
-            failed = sum(r.failure is not None for r in mine)
-            if found:
-                low, high = wilson(math.fsum(found), len(found))
+            some = [
+                EvalRow(f"{r.model}/{r.id}", model, r.values, r.failure)
+                for r in mine
+                if r.failure is not None or "flipped" in r.values
+            ]
+            if any(row.failure is None for row in some):
                 label = "judgements that change with the order"
-                value = math.fsum(found) / len(found)
-                name = "pairwise.flip_rate"
-                metrics.append(Metric(name, label, model, value, low, high, len(found), failed, "Wilson 95 %"))
+                # A model has a judgement for each opponent, and those of one prompt are not independent.
+                cluster = {row.id: str(row.values.get("prompt", row.id)) for row in some}
+                found = rate("pairwise.flip_rate", label, model, some, "flipped", direction="none", cluster=cluster)
+                metrics.append(replace(found, per_item={}, cluster={}))
         return metrics
 
 

@@ -89,6 +89,7 @@ class Revisions:
                         unit="score",
                         direction="higher",
                         note=self.note,
+                        cluster=_prompts(gains),
                     )
                 )
         return metrics
@@ -100,14 +101,9 @@ class Revisions:
             chains = _chains(mine)
             points = {}
             for number in sorted({round for chain in chains.values() for round in chain}):
+                there = [c[number] for c in chains.values() if number in c]
                 points[number] = mean(
-                    "",
-                    "",
-                    source,
-                    [c[number] for c in chains.values() if number in c],
-                    "score",
-                    unit="score",
-                    direction="none",
+                    "", "", source, there, "score", unit="score", direction="none", cluster=_prompts(there)
                 )
             by_round.append(_series(source, points))
             last: dict[int, list[EvalRow]] = {}
@@ -118,7 +114,7 @@ class Revisions:
                 _series(
                     source,
                     {
-                        n: mean("", "", source, some, "gain", unit="score", direction="none")
+                        n: mean("", "", source, some, "gain", unit="score", direction="none", cluster=_prompts(some))
                         for n, some in sorted(last.items())
                     },
                 )
@@ -154,6 +150,11 @@ def _gain(chain: Mapping[int, EvalRow], number: int) -> EvalRow:
     failure = row.failure or first.failure
     values = {} if failure else {"gain": row.values["score"] - first.values["score"]}
     return EvalRow(row.id, row.model, values, failure)
+
+
+def _prompts(rows: Sequence[EvalRow]) -> dict[str, str]:
+    """Row id (prompt/copy/round) -> its prompt: several chains of one prompt are not independent."""
+    return {row.id: row.id.rsplit("/", 2)[0] for row in rows}
 
 
 def _series(name: str, points: Mapping[int, Metric]) -> Series:

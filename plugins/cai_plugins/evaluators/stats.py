@@ -11,9 +11,11 @@ from cai_core.intervals import wilson
 
 __all__ = ["clustered_mean_interval", "clustered_rate_interval", "mean_interval", "wilson"]
 
+ROUNDING = 1e-12  # of the largest value: what the mean of equal values may be off by
+
 
 def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Student's t 95 % interval of the mean; (None, None) for fewer than two values."""
+    """Student's t 95 % interval of the mean; (None, None) for fewer than two values, and where all are equal."""
     return clustered_mean_interval({str(i): value for i, value in enumerate(values)}, {})
 
 
@@ -24,12 +26,15 @@ def clustered_mean_interval(
 
     The variance is that between clusters (the sandwich estimator with the factor C / (C - 1), Cameron and Miller 2015,
     equation 11 for a mean), with C - 1 degrees of freedom; with one item in each cluster it is the ordinary interval.
-    (None, None) for fewer than two clusters.
+    (None, None) for fewer than two clusters, and where they differ by rounding alone: an interval of no width would
+    claim that there is no error.
     """
     count, variance = _between(values, cluster)
     if variance is None:
         return None, None
     mean = math.fsum(values.values()) / len(values)
+    if math.sqrt(variance) <= ROUNDING * max(abs(value) for value in values.values()):
+        return None, None
     half = float(student.ppf(0.975, count - 1)) * math.sqrt(variance)
     return mean - half, mean + half
 

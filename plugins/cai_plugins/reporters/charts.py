@@ -41,16 +41,21 @@ def rates_chart(metrics: Sequence[Mapping[str, Any]], models: Sequence[Mapping[s
 
     def draw(figure: Figure, ink: str) -> None:
         axes = figure.add_subplot()
+        named: set[str] = set()
         for y, metric in enumerate(rows):
             for i, model in enumerate(models):
                 found = metric["values"].get(model["name"])
                 if not found or found["value"] is None:
                     continue
                 at = y + (i - (len(models) - 1) / 2) * 0.22
-                errors = [[100 * (found["value"] - found["low"])], [100 * (found["high"] - found["value"])]]
+                errors = None
+                if found["low"] is not None:
+                    errors = [[100 * (found["value"] - found["low"])], [100 * (found["high"] - found["value"])]]
+                first = model["name"] not in named
+                named.add(model["name"])
                 axes.errorbar(
                     100 * found["value"], at, xerr=errors, fmt=MARKERS[i % 6], color=COLOURS[i % 6], capsize=3,
-                    markersize=6, label=_plain(model["label"]) if y == 0 else None,
+                    markersize=6, label=_plain(model["label"]) if first else None,
                 )  # fmt: skip
         axes.set_yticks(range(len(rows)), [_plain(m["label"]) for m in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -26,7 +26,7 @@ from cai_plugins.reporters.charts import (
     reliability_chart,
 )
 from cai_plugins.reporters.units import COMPARED, ORDERS, pack, units_of, units_of_comparison
-from cai_plugins.reporters.words import interval, memory, p_value, plain, seconds, signed, value
+from cai_plugins.reporters.words import interval, memory, p_value, plain, seconds, signed, span, value
 
 TEMPLATES = Path(__file__).parent / "templates"
 BETTER = {"higher": "higher is better", "lower": "lower is better", "none": ""}
@@ -95,6 +95,7 @@ def _render(template: str, **given: Any) -> str:
         better=BETTER,
         value=value,
         signed=signed,
+        span=span,
         interval=interval,
         p_value=p_value,
         seconds=seconds,

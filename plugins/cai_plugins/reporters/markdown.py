@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_plugins.reporters.words import interval, p_value, plain, signed, value
+from cai_plugins.reporters.words import interval, p_value, plain, signed, span, value
 
 AUDITED = (
     ("accuracy", "right", "rate"),
@@ -101,8 +101,7 @@ def differences(results: Mapping[str, Any]) -> list[str]:
     lines = ["## Differences", "", row(["metric", "model", "difference", "p (Holm)", "n"]), rule(5)]
     for found in results["comparisons"]:
         unit = units.get(found["metric"])
-        span = f"{signed(found['difference'], unit)} [{signed(found['low'], unit)}, {signed(found['high'], unit)}]"
-        lines.append(row([found["label"], found["b"], span, f"{found['p_holm']:.3f}", str(found["n"])]))
+        lines.append(row([found["label"], found["b"], span(found, unit), f"{found['p_holm']:.3f}", str(found["n"])]))
     return [*lines, ""]
 
 
@@ -117,9 +116,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
         cells = [found["label"]]
         for side in ("a_value", "b_value"):
             cells.append(f"{value(found[side]['value'], unit)} {interval(found[side], unit)}")
-        cells.append(
-            f"{signed(found['difference'], unit)} [{signed(found['low'], unit)}, {signed(found['high'], unit)}]"
-        )
+        cells.append(span(found, unit))
         n = str(found["n"]) if found["clusters"] is None else f"{found['n']} in {found['clusters']} clusters"
         effect = "unknown" if found["effect"] is None else f"{found['effect']:+.2f} ({found['effect_name']})"
         cells += [p_value(found["p_holm"]), found["test"], n, value(found["minimum_detectable"], unit), effect]
@@ -154,9 +151,9 @@ def _reward_model(model: Mapping[str, Any]) -> list[str]:
         return [*lines, "- not measured on comparisons that it did not learn from", ""]
     for found in heldout["differences"]:
         known = found["low"] is not None
-        span = f" [{signed(found['low'], 'rate')}, {signed(found['high'], 'rate')}]" if known else ""
+        ends = f" [{signed(found['low'], 'rate')}, {signed(found['high'], 'rate')}]" if known else ""
         lines.append(
-            f"- accuracy less that of {cell(found['label'])}: {signed(found['value'], 'rate')}{span}, n = {found['n']}"
+            f"- accuracy less that of {cell(found['label'])}: {signed(found['value'], 'rate')}{ends}, n = {found['n']}"
         )
     head = ["held-out pairs", "n", "accuracy", "shorter wins", "longer wins", "ECE", "Brier", "loss (nats)"]
     lines += ["", row(head), rule(len(head))]

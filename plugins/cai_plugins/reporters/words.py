@@ -44,6 +44,14 @@ def interval(found: Mapping[str, Any], unit: str | None) -> str:
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def span(found: Mapping[str, Any], unit: str | None) -> str:
+    """A difference and its [low, high], or that there is none."""
+    ends = "no interval"
+    if found["low"] is not None and found["high"] is not None:
+        ends = f"{signed(found['low'], unit)}, {signed(found['high'], unit)}"
+    return f"{signed(found['difference'], unit)} [{ends}]"
+
+
 def seconds(number: float | None) -> str:
     """Seconds, or minutes from 100 seconds on."""
     if number is None:
