@@ -93,6 +93,16 @@ def _config(file: RecipeFile, name: Any, path: Sequence[str], problems: list[Use
     if config.get("num_machines", 1) != 1:
         problems.append(UserError("a stage runs on one machine", where=str(resolved), hint="set `num_machines: 1`"))
     fixed = config.get("deepspeed_config")
+    if isinstance(fixed, Mapping) and fixed.get("deepspeed_config_file") is not None:
+        # It could name another optimizer or batch, and accelerate refuses it beside the precision that we set.
+        problems.append(
+            UserError(
+                "deepspeed_config_file is not supported",
+                where=str(resolved),
+                hint="write `zero_stage` and `offload_...` under `deepspeed_config`, as `accelerate config` does where "
+                "it is told of no such file",
+            )
+        )
     for key in ("gradient_accumulation_steps", "gradient_clipping"):
         if isinstance(fixed, Mapping) and fixed.get(key, "auto") != "auto":
             problems.append(
