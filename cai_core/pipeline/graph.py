@@ -179,7 +179,9 @@ class _Builder:
             repeated = number > 0 and self.file.recipe.iterate > 1
             tags = [tag for tag in ("" if shared else branch, str(number) if repeated else "") if tag]
             stage_id = f"{kind}[{','.join(tags)}]" if tags else kind
-            self._put(replace(stage, id=stage_id, launch=launch_of(kind, self.file, stage.components, self.problems)))
+            named = kind == stage.kind
+            launch = launch_of(stage.kind, self.file, stage.components, self.problems, named=named)
+            self._put(replace(stage, id=stage_id, launch=launch))
             latest[branch][kind] = stage_id
             ids[branch] = stage_id
         return ids

@@ -20,12 +20,13 @@ PLAIN = ("MULTI_GPU", "MULTI_CPU", "NO")
 
 
 def launch_of(
-    kind: str, file: RecipeFile, uses: Sequence[ComponentUse], problems: list[UserError]
+    kind: str, file: RecipeFile, uses: Sequence[ComponentUse], problems: list[UserError], *, named: bool = True
 ) -> dict[str, Any] | None:
     """How the stage is launched, as JSON: ``processes`` and the content of the file ``config``. None: one process.
 
     What the recipe says of all stages holds for those whose components can train in several processes
-    (``Component.distributed``); said of one stage, it is an error where they cannot.
+    (``Component.distributed``); said of one stage, it is an error where they cannot. named: whether what the recipe
+    says of ``kind`` names this very stage; ``heldout_reward`` is launched as ``reward`` is, if it can be.
     """
     section = file.recipe.launch
     if kind not in TRAINS or section is None:
@@ -51,7 +52,7 @@ def launch_of(
         processes = 1
     sharded = config.get("distributed_type") in SHARDED
     alone = [use.id for use in uses if use.kind in (TRAINS[kind], "trainer") and not use.distributed]
-    if alone and own is not None and processes > 1:
+    if alone and own is not None and named and processes > 1:
         found.append(
             UserError(
                 f"{alone[0]} trains in one process",
@@ -92,6 +93,16 @@ def _config(file: RecipeFile, name: Any, path: Sequence[str], problems: list[Use
     if config.get("num_machines", 1) != 1:
         problems.append(UserError("a stage runs on one machine", where=str(resolved), hint="set `num_machines: 1`"))
     fixed = config.get("deepspeed_config")
+    if isinstance(fixed, Mapping) and fixed.get("deepspeed_config_file") is not None:
+        # It could name another optimizer or batch, and accelerate refuses it beside the precision that we set.
+        problems.append(
+            UserError(
+                "deepspeed_config_file is not supported",
+                where=str(resolved),
+                hint="write `zero_stage` and `offload_...` under `deepspeed_config`, as `accelerate config` does where "
+                "it is told of no such file",
+            )
+        )
     for key in ("gradient_accumulation_steps", "gradient_clipping"):
         if isinstance(fixed, Mapping) and fixed.get(key, "auto") != "auto":
             problems.append(

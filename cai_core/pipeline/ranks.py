@@ -65,6 +65,7 @@ class Ranks:
         self.pids: dict[int, int] = {}
         self.errors: list[dict[str, Any]] = []
         self.done: dict[str, Any] | None = None
+        self.before: dict[Path, int] = {}  # bytes of each log that an earlier attempt wrote
 
     def run(self, device: str) -> int:
         """Returns the exit code; the event that belongs to it has then been emitted. Raises ``UserError`` where this
@@ -90,6 +91,8 @@ class Ranks:
         # On a CPU accelerate starts one process unless it is told this; the gloo backend then follows from use_cpu.
         arguments += ["--multi_gpu"] if plain else []
         os.environ |= {LAUNCHED: "1", **({"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {})}
+        logs = [_log(self.job, number) for number in range(self.processes)]
+        self.before = {log: log.stat().st_size for log in logs if log.exists()}
         listener = self._listen()
         try:
             failures = _launch([*arguments, "--module", "cai_core.worker", str(self.job)])
@@ -181,8 +184,12 @@ class Ranks:
     def _dead(self, number: int, code: int) -> EnvironmentProblem:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         log = _log(self.job, number)
+        if not log.exists():  # it did not come as far as its own: what it said is in the stage's
+            log = _log(self.job, 0)
+        last = ""
         with suppress(OSError):
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            said_now = log.read_bytes()[self.before.get(log, 0) :].decode("utf-8", "replace")
+            lines = [line for line in said_now.splitlines() if line.strip()]
             last = "\n  ".join(lines[-LAST_LINES:])
         hint = "out of memory? use smaller batches (`micro_batch`)" if code == -signal.SIGKILL else ""
         said = f"its last lines:\n  {last}" if last else "it said nothing"

@@ -350,6 +350,20 @@ def test_another_held_out_model_leaves_the_reward_as_it_is(tmp_path: Path) -> No
     assert same == first, "null is the model of `reward`"
 
 
+def test_a_held_out_reward_is_launched_as_the_reward_is(tmp_path: Path) -> None:
+    """Else a model that is sharded for one of them would have to fit into one process for the other."""
+
+    def launched(*overrides: str) -> dict[str, int]:
+        stages = graph_of(tmp_path, FULL, *overrides).stages
+        return {stage.id: stage.launch["processes"] for stage in stages if stage.launch}
+
+    all_four = dict.fromkeys(("sft", "reward", "heldout_reward", "rl"), 2)
+    assert launched("heldout_reward=preference", "launch=2") == all_four
+    assert launched("heldout_reward=preference", "launch={reward: 4}") == {"reward": 4, "heldout_reward": 4}
+    # What is said of `reward` by name is no error of another model that cannot.
+    assert launched("heldout_reward=rules", "launch={reward: 4}") == {"reward": 4}
+
+
 def test_dpo_is_watched_by_a_judge_and_learns_from_its_part(tmp_path: Path) -> None:
     text = FULL.replace("reward: preference\n", "heldout_reward: judge\n").replace("rl: grpo", "rl: dpo")
     stages = {stage.id: stage for stage in graph_of(tmp_path, text, "evaluate=[refusal]").stages}

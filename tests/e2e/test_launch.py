@@ -186,6 +186,11 @@ FSDP = "distributed_type: FSDP\nnum_processes: 2\n"
             "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {gradient_accumulation_steps: 4}\n",
             "gradient_accumulation_steps is set",
         ),
+        (
+            ["launch={config: c.yaml}"],
+            "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {deepspeed_config_file: ds.json}\n",
+            "deepspeed_config_file is not supported",
+        ),
         (["launch={reward: {processes: 2}}", "reward=rules"], "", "trains in one process"),
     ],
 )
@@ -246,3 +251,38 @@ def test_the_cause_is_told_and_not_what_follows_from_it(
         parent._failed(failures)
     assert "the last words" in raised.value.hint
     assert raised.value.where.endswith("rl.rank1.log")
+
+
+def test_a_process_that_died_before_it_had_a_log_of_its_own(tmp_path: Path) -> None:
+    """It says where to look, and not what a variable was not."""
+    spec: Any = SimpleNamespace(launch={"processes": 2, "config": {}})
+    parent = Ranks(tmp_path / "rl.job.json", spec, lambda event: None)
+    with pytest.raises(EnvironmentProblem, match=r"process 1 of 2 died \(SIGKILL\)") as raised:
+        parent._failed({1: (-9, 5)})
+    assert "it said nothing" in raised.value.hint
+    (tmp_path / "rl.log").write_text("No module named 'x'\n", encoding="utf-8")
+    with pytest.raises(EnvironmentProblem) as raised:
+        parent._failed({1: (1, 5)})
+    assert "No module named 'x'" in raised.value.hint
+    assert raised.value.where == str(tmp_path / "rl.log")
+
+
+def test_the_last_words_are_not_those_of_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "rl.rank1.log"
+    log.write_text("of an earlier attempt\n", encoding="utf-8")
+
+    def launch(arguments: list[str]) -> dict[int, tuple[int, float]]:
+        with log.open("a", encoding="utf-8") as file:
+            file.write("of this one\n")
+        return {1: (-9, 5)}
+
+    none = SimpleNamespace(join=lambda seconds: None)
+    monkeypatch.setattr("cai_core.pipeline.ranks._launch", launch)
+    monkeypatch.setattr("cai_core.pipeline.ranks.Ranks._listen", lambda self: none)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    monkeypatch.setattr("os.environ", {})
+    spec: Any = SimpleNamespace(launch={"processes": 2, "config": {}})
+    with pytest.raises(EnvironmentProblem) as raised:
+        Ranks(tmp_path / "rl.job.json", spec, lambda event: None).run("cpu")
+    assert "of this one" in raised.value.hint
+    assert "earlier" not in raised.value.hint

@@ -15,6 +15,7 @@ from training import Context, Interrupted, same, turns, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_core.errors import CAIError, UserError
+from cai_core.registry import identity_options
 from cai_core.testing.rl import LetterE
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.prompts import Prompt
@@ -22,7 +23,7 @@ from cai_core.types.reward import Exchange
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.decoding import uniform
 from cai_plugins._torch.seeding import derived, seed32
-from cai_plugins.rl.plugin import OnlineDPOOptions, make_online_dpo
+from cai_plugins.rl.plugin import OnlineDPOOptions, PPOOptions, make_online_dpo
 from cai_plugins.rl.prompts import layout
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {'very ' * (i % 3)}good bread {i}?")) for i in range(6)]
@@ -198,3 +199,9 @@ def test_what_does_not_fit(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prompt fits") as raised:
         train(tmp_path, model, prompts=[Prompt("long", turns("How do I bake bread? " * 200))])
     assert raised.value.where == "rl.max_new_tokens"
+
+
+@pytest.mark.parametrize("options", [OnlineDPOOptions, PPOOptions])
+def test_what_trouble_leads_back_to_is_a_part_of_what_a_result_is_known_by(options: Any) -> None:
+    """Else a policy that was stopped would be reused where other checkpoints were asked for."""
+    assert identity_options(options(save_steps=5)) != identity_options(options())

@@ -535,6 +535,11 @@ def test_an_exploding_kl_ends_with_the_last_policy_that_was_in_order(model: Path
     assert same(tmp_path / "held" / "out", tmp_path / "short" / "out")
     with pytest.raises(CAIError, match="no earlier checkpoint is known to be good"):
         train(tmp_path / "none", model, max_kl=limit, **{**common, "save_steps": 100})
+    # What the error advises helps: the checkpoint that was not good is not taken up again.
+    with pytest.raises(CAIError, match="no earlier checkpoint is known to be good"):
+        train(tmp_path / "again", model, max_kl=limit, **{**common, "save_steps": at})
+    train(tmp_path / "again", model, max_kl=limit, **common)
+    assert same(tmp_path / "again" / "out", tmp_path / "held" / "out")
 
 
 def test_answers_that_become_empty_end_it(model: Path, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ class PPOOptions(RLOptions):
     token_budget: int = Field(
         16384, ge=1, description="tokens in memory while sampling, those to come included", json_schema_extra=EXECUTION
     )
-    save_steps: int = Field(10, ge=1, description="batches of samples between checkpoints", json_schema_extra=EXECUTION)
+    # Not ``EXECUTION``: after trouble, the result is the last good checkpoint's policy.
+    save_steps: int = Field(10, ge=1, description="batches of samples between checkpoints; trouble leads back to one")
 
 
 class GroupOptions(RLOptions):
@@ -195,7 +196,8 @@ class OnlineDPOOptions(RLOptions):
     # Our choices, those of ``ppo``.
     max_kl: float | None = Field(100.0, gt=0, description="nats per sequence at which training stops; null is never")
     max_empty: float = Field(0.9, gt=0, le=1, description="share of empty answers in a batch at which training stops")
-    save_steps: int = Field(10, ge=1, description="steps between checkpoints", json_schema_extra=EXECUTION)
+    # Not ``EXECUTION``, as of ``ppo``.
+    save_steps: int = Field(10, ge=1, description="steps between checkpoints; trouble leads back to one")
 
 
 class BestOfNOptions(BaseModel):
