@@ -206,7 +206,7 @@ def _left_out(a: Side, b: Side, registry: Registry) -> Iterator[tuple[str, str]]
 
 
 def _with_options(component: Any, options: Mapping[str, Any], part: str) -> tuple[str, ...]:
-    """What it asks for with these options, e.g. a labeler and no reward model; all of ``part`` where they do not fit."""
+    """What it asks for with these options, e.g. a labeler and no reward model; all of ``part`` where they misfit."""
     function = getattr(component, f"{part}_of")
     try:
         return tuple(function(component.options.model_validate(options)) if function else getattr(component, part))
