@@ -386,15 +386,18 @@ class Decoder:
         starts = [self._inherited(row) for row in new]
         logits: list[torch.Tensor | None] = [None] * len(new)
         order = sorted(range(len(new)), key=lambda i: -(len(new[i].ids) - new[i].block - starts[i][0]))
-        own: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in new]
+        for row in new:
+            row.width = len(row.ids) - row.block
+        self._reserve(len(self.active) + len(new), max(row.width for row in new))
         while order:
             longest = len(new[order[0]].ids) - new[order[0]].block - starts[order[0]][0]
             some = order[: max(1, PREFILL_TOKENS // longest)]
             order = order[len(some) :]
             found, layers = self._read([new[i] for i in some], [starts[i] for i in some])
             for place, i in enumerate(some):
-                logits[i], own[i] = found[place], layers[place]
-        self._insert(new, own)
+                logits[i] = found[place]
+                self._insert(new[i], len(self.active) + i, layers[place])
+        self.active += new
         return torch.stack([row for row in logits if row is not None])
 
     def _inherited(self, row: Row) -> tuple[int, _Kept | None]:
@@ -460,23 +463,17 @@ class Decoder:
         ]
         return logits, own
 
-    def _insert(self, new: list[Row], own: list[list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
-        """Put rows into the buffer behind the active ones, so that they end where those end."""
-        for row in new:
-            row.width = len(row.ids) - row.block
-        self._reserve(len(self.active) + len(new), max(row.width for row in new))
+    def _insert(self, row: Row, index: int, own: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Put a row into the buffer as its row ``index``, so that it ends where the others end."""
         assert self.buffer is not None
         place = self.buffer.place
-        for number, layer in enumerate(self.buffer.cache.layers):
-            for i, (row, layers) in enumerate(zip(new, own, strict=True), start=len(self.active)):
-                keys, values = layers[number]
-                if layer.keys is None:
-                    shape = (self.buffer.rows, keys.shape[0], self.buffer.columns)
-                    layer.keys = keys.new_zeros((*shape, keys.shape[2]))
-                    layer.values = values.new_zeros((*shape, values.shape[2]))
-                layer.keys[i, :, place - row.width : place] = keys
-                layer.values[i, :, place - row.width : place] = values
-        self.active += new
+        for layer, (keys, values) in zip(self.buffer.cache.layers, own, strict=True):
+            if layer.keys is None:
+                shape = (self.buffer.rows, keys.shape[0], self.buffer.columns)
+                layer.keys = keys.new_zeros((*shape, keys.shape[2]))
+                layer.values = values.new_zeros((*shape, values.shape[2]))
+            layer.keys[index, :, place - row.width : place] = keys
+            layer.values[index, :, place - row.width : place] = values
 
     def _reserve(self, rows: int, width: int) -> None:
         """Make sure that the buffer has ``rows`` rows, ``width`` columns before its end and a column after it."""
@@ -492,7 +489,9 @@ class Decoder:
         fresh = _Buffer(self.layers, max(rows, min(self.shared["most"], old.rows if old else 0)), columns)
         fresh.place, fresh.first = used, 0
         if old is not None and self.active:
-            for target, (keys, values) in zip(fresh.cache.layers, old.tensors(), strict=True):
+            for target, layer in zip(fresh.cache.layers, old.cache.layers, strict=True):
+                keys, values = layer.keys, layer.values
+                layer.keys = layer.values = None  # so that memory holds two copies of one layer, and not of all
                 target.keys = keys.new_zeros((fresh.rows, keys.shape[1], columns, keys.shape[3]))
                 target.values = values.new_zeros((fresh.rows, values.shape[1], columns, values.shape[3]))
                 count = min(used, old.place)
