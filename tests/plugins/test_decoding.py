@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from cai_core.errors import CAIError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.records import ModelInput
@@ -249,3 +250,10 @@ def test_the_nucleus_of_many_tokens_is_that_of_a_full_sort() -> None:
         assert torch.equal(found, row >= ordered[count - 1])
     sizes = kept.sum(-1).tolist()
     assert sizes[0] < 64 < sizes[1] < 1024 < sizes[3]
+
+
+def test_probabilities_that_are_not_numbers_are_no_answer() -> None:
+    logits = torch.randn(2, 300)
+    logits[1] = torch.nan
+    with pytest.raises(CAIError, match="not numbers"):
+        draw(logits, [Sampling(4, 1.0)] * 2, [1, 2], [0, 0])

@@ -123,3 +123,14 @@ def test_an_error_while_sampling_leaves_the_layers_as_they_were() -> None:
     with pytest.raises(KeyError), packed_weights(model):
         raise KeyError
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_weights_that_are_not_numbers_are_not_packed() -> None:
+    """What they lead to is told where it can be told well."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+        model[1].weight[0, 0] = torch.inf
+        with packed_weights(model) as count:
+            assert count == 0
+    assert pack_linear_layers(model) == 0

@@ -334,3 +334,21 @@ def test_the_training_curve_has_them(model: Path, tmp_path: Path) -> None:
         result = train(kind, tmp_path / kind, model, steps=2, validation=None)
         assert all({"refusal", "repetition", "boilerplate"} <= row.keys() for row in result.curve)
     assert weights(model)
+
+
+@pytest.mark.parametrize("kind", usually("grpo"))
+def test_a_policy_that_is_no_numbers_any_more(kind: str, model: Path, tmp_path: Path) -> None:
+    """The first step leaves weights that overflow; the look after it says so, and nothing is kept of the step."""
+    looks = {"every": 1, "prompts": 2, "samples": 2}
+    for rate in (1e6, 1e18):
+        folder = tmp_path / str(rate)
+        with pytest.raises(CAIError, match=r"not numbers|is -?(nan|inf)") as raised:
+            train(kind, folder, model, heldout=turning(1), validation=looks, learning_rate=rate, save_steps=1)
+        assert "learning_rate" in raised.value.hint
+        assert not (folder / "out").exists()
+
+
+def test_a_kl_that_is_no_number_is_no_look(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Live, "kl", lambda self, samples: [math.nan] * len(samples))
+    with pytest.raises(CAIError, match=r"the KL of the policy .* is nan"):
+        train("dpo", tmp_path, model, heldout=turning(1))

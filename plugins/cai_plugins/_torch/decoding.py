@@ -26,6 +26,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cai_core.errors import CAIError
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.records import UnitFailure
 
@@ -635,7 +636,8 @@ def full_attention(config: Any) -> bool:
 
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
     """A token per row of ``logits`` [rows, vocabulary]: the first one at which the cumulative probability passes a
-    number in [0, 1) that is a hash of the row's seed and step. Nothing else in the batch has a part in it."""
+    number in [0, 1) that is a hash of the row's seed and step. Nothing else in the batch has a part in it. Raises
+    ``CAIError`` where the probabilities of a row to sample are not numbers."""
     logits = logits.float()
     tokens = logits.argmax(-1).tolist()
     sampled = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
@@ -648,26 +650,32 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[in
     numbers = torch.tensor([[uniform(seeds[i], steps[i])] for i in sampled], dtype=torch.float64, device=logits.device)
     found = _passed(nucleus(probabilities, top_p), numbers).tolist()
     for i, token in zip(sampled, found, strict=True):
+        if token < 0:
+            raise CAIError(
+                "the model's probabilities are not numbers",
+                hint="its weights are damaged: train it again at a lower learning_rate, or copy it anew",
+            )
         tokens[i] = token
     return [int(token) for token in tokens]
 
 
 def _passed(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Per row of ``probabilities`` [rows, n] the place at which their sum in float64 passes the row's number [rows, 1]
-    times the whole sum. Sums of blocks come first: summing up everything is slow on a CPU."""
+    times the whole sum; -1 where that is not a number. Sums of blocks come first: summing up everything is slow on a
+    CPU."""
     rows, size = probabilities.shape
     probabilities = functional.pad(probabilities, (0, -size % BLOCK)) if size % BLOCK else probabilities
     blocks = probabilities.view(rows, -1, BLOCK)
     ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     total = ends[:, -1:]
     wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    block = torch.searchsorted(ends, wanted, right=True)
+    block = torch.searchsorted(ends, wanted, right=True).clamp_max(ends.shape[1] - 1)  # NaN is found behind the last
     before = functional.pad(ends, (1, 0)).gather(1, block)
     inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double()
     place = torch.searchsorted(before + inside.cumsum(-1), wanted, right=True)
     # Summed up one by one, a block may end just before the number that its own sum passes.
     last = BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)
-    return (block * BLOCK + torch.minimum(place, last))[:, 0]
+    return torch.where(total.isfinite(), block * BLOCK + torch.minimum(place, last), -1)[:, 0]
 
 
 class Draw(LogitsProcessor):

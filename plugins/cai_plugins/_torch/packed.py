@@ -6,6 +6,7 @@ weights in order again on every call. In a decoding step, few rows meet many wei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -112,4 +113,5 @@ def _packed(linear: nn.Linear) -> PackedLinear | None:
         wanted, found = linear(given), packed(given)
     except (RuntimeError, NotImplementedError):
         return None
-    return packed if torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())) else None
+    most = float(wanted.abs().max())
+    return packed if math.isfinite(most) and torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * most) else None

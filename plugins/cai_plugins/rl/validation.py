@@ -99,7 +99,7 @@ class Validation:
 
     def look(self, step: int) -> Row:
         """Sample and score; the row is kept. Raises ``UserError`` where the held-out reward says nothing at all,
-        ``CAIError`` where a score is not finite."""
+        ``CAIError`` where a score or the KL is not finite."""
         answers = self.policy.sample(self.requests, self.ids)
         texts = [self.policy.text(answer) for answer in answers]
         exchanges = [
@@ -121,6 +121,12 @@ class Validation:
         row["empty"] = sum(not text.strip() for text in texts) / n
         row |= text_rates([(prompt.id, text) for prompt, text in zip(self.prompts, texts, strict=True)])
         (row, *_) = gather(row)  # processes that round differently must not decide differently
+        if not math.isfinite(row["kl"]):
+            raise CAIError(
+                f"training stopped at step {step}: the KL of the policy to the one as given is {row['kl']}",
+                where="rl",
+                hint="lower learning_rate; nothing of this step was saved, and the last good checkpoint is kept",
+            )
         self.rows.append(row)
         return row
 
