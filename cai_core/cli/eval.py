@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -223,7 +224,9 @@ def _write(artifact: Path, out: Path) -> None:
     part = out / ".rows.jsonl.part"
     with part.open("w", encoding="utf-8") as file:
         for row in read_table(artifact / "rows.parquet", EVAL_ROWS):
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+            # Half of a surrogate pair cannot be written but as the escape that JSON has for it.
+            file.write(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     part.replace(out / "rows.jsonl")
 
 
