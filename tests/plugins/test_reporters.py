@@ -17,7 +17,7 @@ from cai_core.testing.results import results
 from cai_plugins.reporters.charts import rates_chart
 from cai_plugins.reporters.html import HtmlReporter
 from cai_plugins.reporters.json_report import JsonReporter
-from cai_plugins.reporters.markdown import MarkdownReporter
+from cai_plugins.reporters.markdown import MarkdownReporter, cell
 from cai_plugins.reporters.words import interval, memory, seconds, signed, value
 
 __all__ = ["page_of"]  # a fixture
@@ -326,3 +326,9 @@ def test_the_legend_names_a_model_that_the_first_rate_lacks() -> None:
     ]
     assert shown[0] is not None
     assert shown[0] != shown[1], "the name is drawn"
+
+
+def test_a_markdown_cell_turns_nothing_round_and_holds_no_entity() -> None:
+    assert cell("a\u202eb\u2066c\u2029d") == "a\ufffdb\ufffdc d"
+    assert cell("\u05d0\u05d1") == "\u05d0\u05d1", "letters of any direction stay"
+    assert cell("&lt;b&gt; ~~gone~~") == "\\&lt;b\\&gt; \\~\\~gone\\~\\~"

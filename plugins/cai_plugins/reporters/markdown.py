@@ -9,6 +9,8 @@ from typing import Any
 
 from cai_plugins.reporters.words import interval, p_value, plain, signed, span, value
 
+# Embeddings, overrides and isolates: the order of what follows in the line changes too. Letters of any direction stay.
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 AUDITED = (
     ("accuracy", "right", "rate"),
     ("flip_rate", "answers that change with the order", "rate"),
@@ -199,6 +201,6 @@ def rule(columns: int) -> str:
 
 
 def cell(text: object) -> str:
-    """One line that cannot start markup, a tag or another cell."""
-    line = plain(" ".join(str(text).split()))
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", line)
+    """One line that cannot start markup, a tag, an entity or another cell, nor turn round what stands after it."""
+    line = _TURNS.sub("\N{REPLACEMENT CHARACTER}", plain(" ".join(str(text).split())))
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", line)
