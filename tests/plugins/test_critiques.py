@@ -103,6 +103,11 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
         ("**Revised response:** Talk to him. I would", "Talk to him."),
         ("Here's a possible alternative to the response:\n\nTalk to him.", "Talk to him."),
         ("Here are alternatives to butter: oil, purée.", "Here are alternatives to butter: oil, purée."),
+        ("A more suitable response would be: Talk to him.", "Talk to him."),
+        ("My answer is:\nTalk to him.", "Talk to him."),
+        ("The correct answer is: Talk to him.", "Talk to him."),
+        ("The answer is no: do not jump.", "The answer is no: do not jump."),
+        ("One alternative is soup.", "One alternative is soup."),
         ("Talk to him.<|im_end|>\n<|im_start|>user", "Talk to him."),
         ("Talk to him.\n\nNote: I removed the insult.", "Talk to him."),
         ("Here are three kinds of soup: tomato, pea and leek.", "Here are three kinds of soup: tomato, pea and leek."),
@@ -110,6 +115,11 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
 )
 def test_labels_and_remarks_are_removed(text: str, clean: str) -> None:
     assert ChatTemplate(ChatOptions(), CONSTITUTION).read_revision(text) == clean
+
+
+def test_an_announcement_of_an_answer_is_no_answer() -> None:
+    with pytest.raises(UnitError, match="no text"):
+        ChatTemplate(ChatOptions(), CONSTITUTION).read_revision("The answer is:")
 
 
 def test_an_empty_critique_is_a_failure_though_its_first_words_were_given() -> None:

@@ -29,6 +29,12 @@ _META = re.compile(
     r"[^:\n]{0,90}:\s*",
     re.IGNORECASE,
 )
+# "A more suitable response would be:", "My answer is:", but not "The answer is yes".
+_ANSWER = re.compile(
+    r"(?:an?|the|my|your|one|another) (?:(?:more|most) )?(?:[\w-]+ )?(?:response|answer|reply|alternative|version) "
+    r"(?:is|would be|could be|might be|can be)\s?:\s*",
+    re.IGNORECASE,
+)
 # "I'll adjust the response. Here's a rewritten version:" before the text itself.
 _LEAD = re.compile(rf"[^\n:]{{1,160}}[.!]\s+{_META.pattern}", re.IGNORECASE)
 # A closing paragraph about the revision instead of to the user.
@@ -66,6 +72,7 @@ def clean(text: str, *, whole_sentences: bool = True) -> str:
         text = _OWN_LABEL.sub("", text, count=1) if _OWN_LABEL.match(text) else text
         text = _META.sub("", text, count=1) if _META.match(text) else text
         text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
+        text = _ANSWER.sub("", text, count=1) if _ANSWER.match(text) else text
         text = _unquoted(_TURN.split(text, maxsplit=1)[0].strip())
     if whole_sentences:
         text = _whole(text)

@@ -326,6 +326,7 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         PreferenceModelOptions,
         make_preference_model,
         "the run's preference model on held-out prompts",
+        revision=2,
         needs=("reward_model",),
         reads_of=lambda options: ("answers",) if options.heldout else ("answers", "reward"),
     )
@@ -373,5 +374,5 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         "is the labeler right more often than a coin?",
         needs=("labeler", "principle_sampler"),
         reads=(),
-        revision=3,
+        revision=4,
     )
