@@ -65,7 +65,10 @@ class Home:
         """All committed ledger rows: ledger -> key -> payload."""
         found = {}
         for path in sorted((self.folder / ".cai/store/ledger").glob("*.sqlite")):
-            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            # Not read-only: the process that made the file may have been killed before it was whole.
+            with sqlite3.connect(path) as db:
+                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'units'").fetchone():
+                    continue
                 found[path.stem] = dict(db.execute("SELECT key, payload FROM units"))
         return found
 

@@ -155,20 +155,29 @@ class SQLiteLedger:
 
 
 def last_attempt(folder: Path) -> int:
-    """The highest attempt in the ledgers of a folder, 0 if there is none. Reads only.
+    """The highest attempt in the ledgers of a folder, 0 if there is none. Mends what a kill left half done, no more.
 
     Raises ``EnvironmentProblem`` where one cannot be read.
     """
-    last = 0
-    for path in sorted(folder.glob("*.sqlite")):
-        try:
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                if version == SCHEMA_VERSION:  # an older one has no attempts, a newer one is refused when it is opened
-                    last = max(last, db.execute("SELECT MAX(attempt) FROM units").fetchone()[0] or 0)
-        except sqlite3.Error as error:
-            raise _problem(path, error) from error
-    return last
+    return max((_last_attempt(path) for path in sorted(folder.glob("*.sqlite"))), default=0)
+
+
+def _last_attempt(path: Path) -> int:
+    try:
+        for mode in ("ro", "rw"):
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)) as db:
+                try:
+                    (version,) = db.execute("PRAGMA user_version").fetchone()
+                    if version != SCHEMA_VERSION:
+                        return 0  # an older one has no attempts, a newer one is refused when it is opened
+                    return int(db.execute("SELECT MAX(attempt) FROM units").fetchone()[0] or 0)
+                except sqlite3.OperationalError as error:
+                    # A process that was killed while it made the file left what must be undone before anyone can read.
+                    if mode == "rw" or "readonly" not in str(error):
+                        raise
+    except sqlite3.Error as error:
+        raise _problem(path, error) from error
+    raise AssertionError("the second way returns or raises")
 
 
 def _row(record: tuple[str, str, str, Any, Any, int]) -> Row:

@@ -169,6 +169,25 @@ def test_a_ledger_without_attempts_is_read_and_goes_on(tmp_path: Path) -> None:
     assert [(row.key, row.attempt) for row in SQLiteLedger(path).scan()] == [("k", 0), ("d", 0), ("d", 1)]
 
 
+def test_a_ledger_whose_maker_was_killed_on_the_way_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "label.sqlite"
+    child = f"""
+    import os, signal, sqlite3
+    db = sqlite3.connect({str(path)!r}, isolation_level=None)
+    db.execute("PRAGMA cache_size = 1")
+    db.execute("CREATE TABLE other (text TEXT)")
+    db.execute("BEGIN")
+    for n in range(200):
+        db.execute("INSERT INTO other VALUES (?)", ("x" * 5000,))
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(child)])
+    assert path.with_name("label.sqlite-journal").stat().st_size > 0
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db, pytest.raises(sqlite3.OperationalError):
+        db.execute("PRAGMA user_version").fetchone()
+    assert last_attempt(tmp_path) == 0
+
+
 def test_the_last_attempt_is_that_of_all_ledgers_and_looking_changes_none(tmp_path: Path) -> None:
     assert last_attempt(tmp_path / "none") == 0
     for name, attempt in (("pairs", 3), ("label", 1)):
