@@ -79,3 +79,12 @@ def check_signal(answers: Sequence[str], rewards: Sequence[float], where: str = 
             where=where,
             hint="choose a reward that tells them apart, or more samples where it is rarely earned",
         )
+
+
+def diverged(step: int, what: str, value: float, advice: str) -> CAIError:
+    """Training that became infinite or NaN."""
+    return CAIError(
+        f"training stopped at step {step}: {what} is {value}",
+        where="rl",
+        hint=f"{advice}; nothing of this step was saved, and the last good checkpoint is kept",
+    )

@@ -16,9 +16,8 @@ from cai_core.types.context import StageContext
 from cai_plugins._torch.loading import load_causal
 from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins.rl.checks import end_tokens
+from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
 
-Tokens = tuple[list[int], list[int]]
-"""A prompt and an answer to it."""
 # Our choices, those of the options that ``ppo`` has for them.
 ROWS, BUDGET = 64, 16384
 
@@ -57,21 +56,12 @@ class Live:
 
     def logp(self, samples: Sequence[Tokens], *, reference: bool = False) -> Tensor:
         """The log-probability of each answer at the sampling's temperature, in nats, [rows]."""
-        width = max(len(answer) for _, answer in samples)
-        whole = max(len(prompt) + len(answer) for prompt, answer in samples)
-        device = self.model.device
-        ids = torch.tensor([[self.pad] * (whole - len(p) - len(a)) + p + a for p, a in samples], device=device)
-        mask = torch.tensor(
-            [[0] * (whole - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in samples], device=device
-        )
-        own = torch.tensor([[0] * (width - len(a)) + [1] * len(a) for _, a in samples], device=device).bool()
-        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        if "position_ids" in self.rollouts.takes:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-        if "logits_to_keep" in self.rollouts.takes:
-            inputs["logits_to_keep"] = width + 1
+        inputs, width = forward_inputs(samples, self.pad, self.rollouts.takes, self.model.device)
+        ids = inputs["input_ids"]
+        own = torch.tensor([[0] * (width - len(a)) + [1] * len(a) for _, a in samples], device=ids.device).bool()
         with self._as(reference) as model, self._precision():
-            logits = model(**inputs).logits[:, -width - 1 : -1].float() / self.temperature
+            output = model(**inputs, **only_answers(width, self.rollouts.takes))
+            logits = answer_logits(output.logits, width, self.temperature)
         logp = logits.log_softmax(-1).gather(-1, ids[:, -width:, None])[..., 0]
         return torch.where(own, logp, 0).sum(1)
 
@@ -79,11 +69,9 @@ class Live:
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
         """log pi - log ref of each answer, in nats: its mean over samples of the policy is the KL."""
         found = [0.0] * len(samples)
-        order = sorted(range(len(samples)), key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))
         training = self.model.training
         self.model.eval()
-        for start in range(0, len(order), self.micro):
-            rows = order[start : start + self.micro]
+        for rows in by_length(range(len(samples)), tokens_of(samples), self.micro):
             some = [samples[i] for i in rows]
             difference = self.logp(some) - self.logp(some, reference=True)
             for i, value in zip(rows, difference.tolist(), strict=True):

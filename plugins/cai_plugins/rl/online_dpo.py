@@ -17,7 +17,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,15 @@ from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.seeding import derived, seed32
 from cai_plugins._torch.training_state import load_training, save_training
-from cai_plugins.rl.checks import LEAST_ANSWERS, check_signal, finite_rewards
-from cai_plugins.rl.live import Live, Tokens, no_dropout
+from cai_plugins.rl.checks import LEAST_ANSWERS, check_signal, diverged, finite_rewards
+from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import OnlineDPOOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.samples import by_length
 from cai_plugins.rl.texts import text_rates
 from cai_plugins.rl.validation import Row, Validation, checkpoint, set_aside, told, wanted
+
+HINT = "lower learning_rate"
 
 
 class OnlineDPO:
@@ -120,7 +123,7 @@ class OnlineDPO:
             row["learning_rate"] = float(optimizer.param_groups[0]["lr"])
             norm = float(torch.nn.utils.clip_grad_norm_(list(learnt.values()), options.max_grad_norm))
             if not math.isfinite(norm):
-                raise _diverged(step, "the gradient's norm", norm)
+                raise diverged(step, "the gradient's norm", norm, HINT)
             row["grad_norm"] = norm
             optimizer.step()
             scheduler.step()
@@ -183,7 +186,7 @@ class OnlineDPO:
         samples = list(zip(ids, answers, strict=True))
         pairs = list(zip(samples[::2], samples[1::2], strict=True))
         losses, ratios, right = 0.0, 0.0, 0.0
-        for rows in _by_length(pairs, self.micro):
+        for rows in by_length(range(len(pairs)), lambda i: max(len(p) + len(a) for p, a in pairs[i]), self.micro):
             some = [pairs[i][side] for side in range(2) for i in rows]
             with torch.no_grad():
                 reference = live.logp(some, reference=True)
@@ -193,7 +196,7 @@ class OnlineDPO:
             wanted = torch.where(there, labels[rows].to(ratio.device), 0.5)
             loss = torch.where(there, soft_bradley_terry(options.beta * (a - b), wanted), 0).sum() / int(known.sum())
             if not torch.isfinite(loss):
-                raise _diverged(step, "the loss", float(loss.detach()))
+                raise diverged(step, "the loss", float(loss.detach()), HINT)
             loss.backward()
             losses += float(loss.detach())
             ratios += float(ratio.detach().double().sum()) / n
@@ -339,21 +342,6 @@ def _score(reward: RewardModel, exchanges: Sequence[Exchange], step: int) -> tup
     deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
     differences = torch.tensor(scores[::2], dtype=torch.float64) - torch.tensor(scores[1::2], dtype=torch.float64)
     return torch.sigmoid(differences).tolist(), {"reward": mean, "reward_std": deviation}
-
-
-def _by_length(pairs: Sequence[tuple[Tokens, Tokens]], size: int) -> Iterator[list[int]]:
-    """Places of pairs in lists of ``size``, those of like length together."""
-    order = sorted(range(len(pairs)), key=lambda i: (max(len(p) + len(a) for p, a in pairs[i]), i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _diverged(step: int, what: str, value: float) -> CAIError:
-    return CAIError(
-        f"training stopped at step {step}: {what} is {value}",
-        where="rl",
-        hint="lower learning_rate; nothing of this step was saved, and the last good checkpoint is kept",
-    )
 
 
 def _identity(policy: Path, prompts: Sequence[Prompt]) -> str:

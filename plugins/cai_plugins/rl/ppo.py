@@ -65,14 +65,16 @@ from cai_plugins.rl.advantages import (
     value_loss,
     whiten,
 )
-from cai_plugins.rl.checks import check_signal, end_tokens, shared_rewards
-from cai_plugins.rl.live import Tokens, no_dropout
+from cai_plugins.rl.checks import check_signal, diverged, end_tokens, shared_rewards
+from cai_plugins.rl.live import no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
 from cai_plugins.rl.texts import text_rates
 from cai_plugins.rl.validation import Validation, checkpoint, set_aside, told, wanted
 
 Row = dict[str, float]
+HINT = "lower learning_rate, or raise beta"
 
 
 class PPO:
@@ -305,7 +307,7 @@ class PPO:
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
                 tokens = int(seen.mask[chosen].sum())
-                for rows in _by_length(chosen, samples, self.micro, rank(), world()):
+                for rows in by_length(chosen, tokens_of(samples), self.micro, rank(), world()):
                     width = max(len(samples[i][1]) for i in rows)
                     mask, old, before, wanted, gain = (
                         part[rows, -width:].to(self.context.device)
@@ -317,7 +319,7 @@ class PPO:
                     of_value = value_loss(values, before, wanted, mask, options.value_clip).sum() / tokens
                     loss = of_policy + options.value_coef * of_value
                     if not torch.isfinite(loss):
-                        raise _diverged(step, "the loss", float(loss.detach()))
+                        raise diverged(step, "the loss", float(loss.detach()), HINT)
                     learner.backward(loss)
                     with torch.no_grad():
                         change = torch.where(mask, change, 0)
@@ -332,7 +334,7 @@ class PPO:
                 same["learning_rate"] += learner.rate
                 norm = learner.step()
                 if not math.isfinite(norm):
-                    raise _diverged(step, "the gradient's norm", norm)
+                    raise diverged(step, "the gradient's norm", norm, HINT)
                 same["grad_norm"] += norm
                 steps += 1
         totals = sum_up(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
@@ -477,22 +479,13 @@ class _Learner:
         """For each token of the answers, at the right end of [rows, columns]: its log-probability at the sampling's
         temperature, the value before it (zeros for the reference), and the entropy where asked for. What stands before
         a shorter answer means nothing."""
-        width = max(len(answer) for _, answer in samples)
-        whole = max(len(prompt) + len(answer) for prompt, answer in samples)
-        device = self.model.device
-        ids = torch.tensor([[self.pad] * (whole - len(p) - len(a)) + p + a for p, a in samples], device=device)
-        mask = torch.tensor(
-            [[0] * (whole - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in samples], device=device
-        )
-        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        inputs, width = forward_inputs(samples, self.pad, self.rollouts.takes, self.model.device)
+        ids = inputs["input_ids"]
         head = isinstance(self.critic, _Head) and not reference
         with self._as_reference() if reference else nullcontext(self.model) as model, self.accelerator.autocast():
-            if "position_ids" in self.rollouts.takes:
-                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-            keep = {"logits_to_keep": width + 1} if "logits_to_keep" in self.rollouts.takes else {}
+            keep = only_answers(width, self.rollouts.takes)
             output = model(**inputs, **keep, output_hidden_states=head)
-        # Before a token stands the state that it is drawn from.
-        logits = output.logits[:, -width - 1 : -1].float() / self.options.temperature
+        logits = answer_logits(output.logits, width, self.options.temperature)
         shares = logits.log_softmax(-1)
         logp = shares.gather(-1, ids[:, -width:, None])[..., 0]
         if head:
@@ -512,7 +505,7 @@ class _Learner:
         columns = torch.arange(width)
         mask = torch.stack([columns >= width - len(answer) for _, answer in samples])
         logp, ref, values, entropy = (torch.zeros(mask.shape) for _ in range(4))
-        batches = list(_by_length(range(len(samples)), samples, self.micro, rank(), world()))
+        batches = list(by_length(range(len(samples)), tokens_of(samples), self.micro, rank(), world()))
         for rows in batches:
             read = self.forward([samples[i] for i in rows], entropy=True)
             for whole, part in zip((logp, values, entropy), read, strict=True):
@@ -669,23 +662,6 @@ def _observed(
         "missing_end": 1 - sum(ended) / n,
         "empty": sum(not text.strip() for text in texts) / n,
     }
-
-
-def _by_length(
-    chosen: Sequence[int], samples: Sequence[Tokens], size: int, part: int = 0, parts: int = 1
-) -> Iterator[list[int]]:
-    """``chosen`` in lists of ``size``, answers of like length together; of ``parts`` of like length one ``part``."""
-    ordered = sorted(chosen, key=lambda i: (len(samples[i][0]) + len(samples[i][1]), i))[part::parts]
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _diverged(step: int, what: str, value: float) -> CAIError:
-    return CAIError(
-        f"training stopped at step {step}: {what} is {value}",
-        where="rl",
-        hint="lower learning_rate, or raise beta; nothing of this step was saved, and the last good checkpoint is kept",
-    )
 
 
 def _identity(options: PPOOptions, context: StageContext, policy: Path, prompts: Sequence[Prompt]) -> str:

@@ -25,7 +25,7 @@ from cai_plugins._torch.callbacks import KEEP
 from cai_plugins._torch.checkpoints import is_whole
 from cai_plugins._torch.ranks import gather
 from cai_plugins._torch.seeding import derived
-from cai_plugins.rl.checks import check_signal, shared_rewards
+from cai_plugins.rl.checks import check_signal, diverged, shared_rewards
 from cai_plugins.rl.plugin import ValidationOptions
 from cai_plugins.rl.texts import text_rates
 
@@ -122,11 +122,7 @@ class Validation:
         row |= text_rates([(prompt.id, text) for prompt, text in zip(self.prompts, texts, strict=True)])
         (row, *_) = gather(row)  # processes that round differently must not decide differently
         if not math.isfinite(row["kl"]):
-            raise CAIError(
-                f"training stopped at step {step}: the KL of the policy to the one as given is {row['kl']}",
-                where="rl",
-                hint="lower learning_rate; nothing of this step was saved, and the last good checkpoint is kept",
-            )
+            raise diverged(step, "the KL of the policy to the one as given", row["kl"], "lower learning_rate")
         self.rows.append(row)
         return row
 
