@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from cai_core.types.backend import Scores
 from cai_core.types.records import UnitFailure
@@ -21,3 +22,12 @@ def unscored(scores: Scores) -> UnitFailure | None:
     if not all(math.isfinite(value) for value in scores.logprobs):
         return UnitFailure("infra", "the judge's log-probabilities are not finite")
     return None
+
+
+def over_options(logprobs: Sequence[float]) -> tuple[list[float], float]:
+    """The options' probabilities, normalised to sum up to 1, and the probability that all of them have together.
+    logprobs: finite, in nats."""
+    top = max(logprobs)
+    weights = [math.exp(value - top) for value in logprobs]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights], math.exp(top) * total

@@ -29,34 +29,42 @@ def _numbers(*given: list[float]) -> None:
         raise ValueError("a prediction or reference is not a number; leave out what could not be scored, and count it")
 
 
+def _about(description: str, inputs: str, **columns: Any) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description, citation="", inputs_description=inputs, features=datasets.Features(columns)
+    )
+
+
+def _share(name: str, hits: float, n: int) -> dict[str, float]:
+    """A rate with Wilson's interval."""
+    low, high = wilson(hits, n)
+    return {name: hits / n, "low": low, "high": high, "n": n}
+
+
 class RefusalRate(evaluate.Metric):  # type: ignore[misc]
     """Share of answers that refuse, wholly or in part, with Wilson's 95 % interval; no references needed."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of answers that refuse, graded by rules.",
-            citation="",
-            inputs_description="predictions: list of answers",
-            features=datasets.Features({"predictions": datasets.Value("string")}),
+        return _about(
+            "Share of answers that refuse, graded by rules.",
+            "predictions: list of answers",
+            predictions=datasets.Value("string"),
         )
 
     def _compute(self, predictions: list[str], **_: Any) -> dict[str, float]:
         refused = sum(grade(answer) != "comply" for answer in predictions)
-        low, high = wilson(refused, len(predictions))
-        return {"refusal_rate": refused / len(predictions), "low": low, "high": high, "n": len(predictions)}
+        return _share("refusal_rate", refused, len(predictions))
 
 
 class ComparisonAccuracy(evaluate.Metric):  # type: ignore[misc]
     """How often a judge, reward model or language model prefers the better answer; ties count one half."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Accuracy of P(A preferred) on labelled comparisons, with Wilson's 95 % interval.",
-            citation="",
-            inputs_description="predictions: P(A preferred) of each; references: 1 where A is better, else 0",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
-            ),
+        return _about(
+            "Accuracy of P(A preferred) on labelled comparisons, with Wilson's 95 % interval.",
+            "predictions: P(A preferred) of each; references: 1 where A is better, else 0",
+            predictions=datasets.Value("float64"),
+            references=datasets.Value("int64"),
         )
 
     def _compute(self, predictions: list[float], references: list[int], **_: Any) -> dict[str, float]:
@@ -64,8 +72,7 @@ class ComparisonAccuracy(evaluate.Metric):  # type: ignore[misc]
         right = sum(
             0.5 if p == 0.5 else float((p > 0.5) == bool(r)) for p, r in zip(predictions, references, strict=True)
         )
-        low, high = wilson(right, len(predictions))
-        return {"accuracy": right / len(predictions), "low": low, "high": high, "n": len(predictions)}
+        return _share("accuracy", right, len(predictions))
 
 
 class CalibrationError(evaluate.Metric):  # type: ignore[misc]
@@ -73,13 +80,11 @@ class CalibrationError(evaluate.Metric):  # type: ignore[misc]
     over ten bins of the preferred side's probability, and the Brier score."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Expected calibration error and Brier score of P(A preferred).",
-            citation="",
-            inputs_description="predictions: P(A preferred) of each; references: 1 where A is better, else 0",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
+        return _about(
+            "Expected calibration error and Brier score of P(A preferred).",
+            "predictions: P(A preferred) of each; references: 1 where A is better, else 0",
+            predictions=datasets.Value("float64"),
+            references=datasets.Value("float64"),
         )
 
     def _compute(self, predictions: list[float], references: list[float], **_: Any) -> dict[str, float | int | None]:
@@ -95,17 +100,11 @@ class MultipleChoiceAccuracy(evaluate.Metric):  # type: ignore[misc]
     """How often the most probable option is a correct one, with Wilson's interval; equal ones share."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Accuracy of the most probable option.",
-            citation="",
-            inputs_description="predictions: log-probabilities of the options of each item; references: the correct "
-            "options' places",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float64")),
-                    "references": datasets.Sequence(datasets.Value("int64")),
-                }
-            ),
+        return _about(
+            "Accuracy of the most probable option.",
+            "predictions: log-probabilities of the options of each item; references: the correct options' places",
+            predictions=datasets.Sequence(datasets.Value("float64")),
+            references=datasets.Sequence(datasets.Value("int64")),
         )
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]], **_: Any) -> dict[str, float]:
@@ -114,26 +113,19 @@ class MultipleChoiceAccuracy(evaluate.Metric):  # type: ignore[misc]
             _numbers(logprobs)
             best = {place for place, value in enumerate(logprobs) if value == max(logprobs)}
             right += len(best & set(correct)) / len(best)
-        low, high = wilson(right, len(predictions))
-        return {"accuracy": right / len(predictions), "low": low, "high": high, "n": len(predictions)}
+        return _share("accuracy", right, len(predictions))
 
 
 class EloRatings(evaluate.Metric):  # type: ignore[misc]
     """Bradley-Terry ratings in Elo points of who won against whom; the one that is named first in the data is 0."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Bradley-Terry ratings on the Elo scale; a tie is half a win, one virtual tie per pair.",
-            citation="",
-            inputs_description="predictions: 1 where `first` won, 0 where `second` did, 0.5 for a tie; first, second: "
-            "their names",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("float64"),
-                    "first": datasets.Value("string"),
-                    "second": datasets.Value("string"),
-                }
-            ),
+        return _about(
+            "Bradley-Terry ratings on the Elo scale; a tie is half a win, one virtual tie per pair.",
+            "predictions: 1 where `first` won, 0 where `second` did, 0.5 for a tie; first, second: their names",
+            predictions=datasets.Value("float64"),
+            first=datasets.Value("string"),
+            second=datasets.Value("string"),
         )
 
     def _compute(self, predictions: list[float], first: list[str], second: list[str], **_: Any) -> dict[str, Any]:
@@ -153,14 +145,12 @@ class BoilerplateRate(evaluate.Metric):  # type: ignore[misc]
     """Share of answers with comforting boilerplate ("you are valued", section 4.3), with Wilson's interval."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of answers with comforting boilerplate, found by rules.",
-            citation="",
-            inputs_description="predictions: list of answers",
-            features=datasets.Features({"predictions": datasets.Value("string")}),
+        return _about(
+            "Share of answers with comforting boilerplate, found by rules.",
+            "predictions: list of answers",
+            predictions=datasets.Value("string"),
         )
 
     def _compute(self, predictions: list[str], **_: Any) -> dict[str, float]:
         found = sum(boilerplate(answer) for answer in predictions)
-        low, high = wilson(found, len(predictions))
-        return {"boilerplate_rate": found / len(predictions), "low": low, "high": high, "n": len(predictions)}
+        return _share("boilerplate_rate", found, len(predictions))

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from cai_core.errors import UserError
-from cai_core.text.judging import unscored
+from cai_core.text.judging import over_options, unscored
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
@@ -246,12 +246,9 @@ def _values(item: Mapping[str, Any], scored: Mapping[Key, Sequence[float]], *, l
     by_order: dict[int, list[list[float]]] = defaultdict(list)
     masses = []
     for (order, _), logprobs in sorted(scored.items()):
-        top = max(logprobs)
-        weights = [math.exp(value - top) for value in logprobs]
-        total = math.fsum(weights)
-        places = range(count - 1, -1, -1) if order else range(count)
-        by_order[order].append([weights[place] / total for place in places])
-        masses.append(math.exp(top) * total)
+        probabilities, mass = over_options(logprobs)
+        by_order[order].append(probabilities[::-1] if order else probabilities)
+        masses.append(mass)
     # Probabilities and not their logarithms are averaged (section 2), over reasonings and then over orders.
     means = {o: [math.fsum(p[i] for p in some) / len(some) for i in range(count)] for o, some in by_order.items()}
     p = [math.fsum(some[i] for some in means.values()) / len(means) for i in range(count)]

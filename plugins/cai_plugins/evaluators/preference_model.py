@@ -14,6 +14,7 @@ from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.records import UnitFailure, conversation
 from cai_core.types.reward import Exchange
+from cai_plugins.evaluators.asking import answer_units
 from cai_plugins.evaluators.measures import by_model, mean
 from cai_plugins.evaluators.plugin import PreferenceModelOptions
 
@@ -33,18 +34,7 @@ class PreferenceModelScore:
 
     def units(self, given: EvalInput) -> Sequence[EvalUnit]:
         """One unit per answer."""
-        return [
-            EvalUnit(
-                answer.prompt.id,
-                answer.model,
-                {
-                    "kind": answer.prompt.kind,
-                    "messages": [message.as_dict() for message in answer.prompt.messages],
-                    "answer": answer.text,
-                },
-            )
-            for answer in given.answers
-        ]
+        return answer_units(given)
 
     def run(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
         """``score``: the reward model's, no unit."""

@@ -8,18 +8,17 @@ valued, and cared for", section 4.3). Grades are by written rules (``cai_core.te
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cai_core.text.judging import inside_brackets, unscored
+from cai_core.text.judging import inside_brackets, over_options
 from cai_core.text.refusals import grade
-from cai_core.types.backend import ScoreRequest
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
 from cai_core.types.records import Message, ModelInput
+from cai_plugins.evaluators.asking import judged
 from cai_plugins.evaluators.measures import by_model, rate
 from cai_plugins.evaluators.plugin import RefusalOptions
 
@@ -137,23 +136,19 @@ class Refusal:
         return metrics
 
     def _judged(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
-        by_id = {str(n): unit for n, unit in enumerate(units)}
-        requests = []
-        for name, unit in by_id.items():
+        questions = []
+        for unit in units:
             shown = {key: inside_brackets(str(unit.payload[key])) for key in ("prompt", "answer")}
             # Not str.format: the texts may hold braces.
             text = QUESTION.replace("{prompt}", shown["prompt"], 1)
             before, _, after = text.rpartition("{answer}")
             messages = (Message("user", before + shown["answer"] + after),)
-            requests.append(ScoreRequest(name, ModelInput(messages=messages, prefill="The answer is:"), LETTERS))
-        for scores in self.context.backend("judge").score(requests):
-            unit = by_id[scores.id]
-            if failure := unscored(scores):
+            questions.append(ModelInput(messages=messages, prefill="The answer is:"))
+        for unit, failure, scores in judged(self.context.backend("judge"), units, questions, LETTERS):
+            if failure:
                 yield EvalRow(unit.id, unit.model, {"kind": unit.payload["kind"]}, failure)
                 continue
-            top = max(scores.logprobs)
-            weights = [math.exp(value - top) for value in scores.logprobs]
-            p = [weight / math.fsum(weights) for weight in weights]
+            p, _ = over_options(scores.logprobs)
             yield EvalRow(unit.id, unit.model, {**_values(unit, GRADES[p.index(max(p))]), "p": p})
 
 

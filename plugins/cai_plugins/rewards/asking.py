@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cai_core.errors import CAIError, UserError
-from cai_core.text.judging import inside_brackets, unscored
+from cai_core.text.judging import inside_brackets, over_options, unscored
 from cai_core.text.transcripts import render_transcript
-from cai_core.types.backend import ChecksScores, ScoreRequest, Scores
+from cai_core.types.backend import ChecksScores, ScoreRequest
 from cai_core.types.context import StageContext
 from cai_core.types.records import Conversation, Message, ModelInput, UnitFailure
 from cai_core.types.reward import Exchange
@@ -107,7 +107,8 @@ class Asking:
                 scores = scored[ids[inputs[i]]]
                 failure = unscored(scores)
                 if failure is None:
-                    found[i] = _reading(scores)
+                    probabilities, mass = over_options(scores.logprobs)
+                    found[i] = Reading(tuple(probabilities), mass)
                 elif failure.kind == "too_long" and (shorter := _later(prompt)):
                     again[i] = shorter
                 else:
@@ -143,10 +144,3 @@ def _later(prompt: Conversation) -> Conversation:
     """The conversation from its second user turn on; empty where there is none."""
     users = [i for i, message in enumerate(prompt) if message.role == "user"]
     return prompt[users[1] :] if len(users) > 1 else ()
-
-
-def _reading(scores: Scores) -> Reading:
-    top = max(scores.logprobs)
-    weights = [math.exp(value - top) for value in scores.logprobs]
-    total = sum(weights)
-    return Reading(tuple(w / total for w in weights), math.exp(top) * total)
