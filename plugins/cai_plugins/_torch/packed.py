@@ -42,17 +42,14 @@ class PackedLinear(nn.Module):
 def pack_linear_layers(model: Any) -> int:
     """Replace the plain ``nn.Linear`` layers of a float32 model on a CPU, and return how many. A layer whose packed
     form gives something else, or that this build of PyTorch cannot pack, stays as it is."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not _available():
         return 0
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            # Subclasses compute something else; hooks would be lost.
-            if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
+            if child._forward_hooks or child._forward_pre_hooks:  # they would be lost
                 continue
-            if child.weight.dtype != torch.float32 or child.weight.device.type != "cpu":
-                continue
-            if (packed := _packed(child)) is not None:
+            if _plain(child) and (packed := _packed(child)) is not None:
                 setattr(parent, name, packed)
                 count += 1
     return count
@@ -78,7 +75,7 @@ def packed_weights(model: Any) -> Iterator[int]:
 def _copies(model: Any) -> Iterator[tuple[nn.Module, PackedLinear]]:
     from peft.tuners.lora import Linear as Adapted
 
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not _available():
         return
     inner: set[nn.Module] = set()
     for module in model.modules():  # a layer comes before what lies in it
@@ -94,7 +91,7 @@ def _copies(model: Any) -> Iterator[tuple[nn.Module, PackedLinear]]:
                 continue
             base = module.get_base_layer()
             inner.update(m for m in module.modules() if m is not module)
-        if type(base) is not nn.Linear or base.weight.dtype != torch.float32 or base.weight.device.type != "cpu":
+        if not _plain(base):
             continue
         whole = base
         if base is not module and not module.disable_adapters:
@@ -104,6 +101,15 @@ def _copies(model: Any) -> Iterator[tuple[nn.Module, PackedLinear]]:
             whole.bias = base.bias
         if (packed := _packed(whole)) is not None:
             yield module, packed
+
+
+def _available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _plain(module: nn.Module) -> bool:
+    """A float32 linear layer on a CPU, and no subclass: those compute something else."""
+    return type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
 
 
 def _packed(linear: nn.Linear) -> PackedLinear | None:
