@@ -302,7 +302,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeFile:
         raise UserError("a recipe is a mapping of keys to values", where=str(path), hint="see docs/tutorial")
     for override in overrides:
         _override(data, override)
-    return _checked(data, lines, text, str(path), path.parent)
+    # A built-in recipe has no files beside it: paths in overrides are the user's.
+    return _checked(data, lines, text, str(path), Path() if name_or_path in built_in_recipes() else path.parent)
 
 
 def _checked(data: dict[str, Any], lines: Lines, text: str, source: str, folder: Path) -> RecipeFile:

@@ -477,6 +477,15 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists(), "planning writes nothing"
 
 
+def test_paths_given_to_a_built_in_recipe_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = load_recipe("quickstart", ["prompts={name: jsonl, path: mine.jsonl}"])
+    assert (file.folder / "mine.jsonl").resolve() == tmp_path / "mine.jsonl"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/r.yaml").write_text("name: r\nmodels: {base: m}\n")
+    assert load_recipe("sub/r.yaml", []).folder == Path("sub"), "those of a file stay beside it"
+
+
 def test_overrides_reach_into_shorthands(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(FULL, encoding="utf-8")
