@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed ## install, fetch the model, run the whole pipeli
 	$(BIN)/cai run quickstart
 
 test: lint types layers $(VENV)/.installed-dev ## lint, types, layers, docs checks and the default test tier
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev ## ruff
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """``logprob`` equals an independent computation (tests/exact.py) on the authors' 438 HHH items, item by item.
 
 The slow tests need the items (CAI_HHH_ITEMS, or where the paper's data lies beside the repository) and the model in
-the cache. The larger model is asked about 4 items, chosen by hash; with CAI_EXACT_ALL=1 about all.
+the cache. A tiny random model and the 135M model are asked about all items, the 1.5B model about 4, chosen by hash;
+with CAI_EXACT_ALL=1 about all.
 """
 
 from __future__ import annotations
@@ -64,12 +65,18 @@ def compare(model: Path, pairs: Sequence[Pair], form: str) -> None:
     assert right(own) == right({name: sum(both) / 2 for name, both in expected.items()})
 
 
+def long_tiny_model(path: Path, seed: int) -> Path:
+    """Random weights, and room for the longest item."""
+    model = tiny_model(path, seed=seed)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16384}))
+    return model
+
+
 @pytest.mark.parametrize("form", ["paper", "chat"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equals_the_independent_script_on_written_items(tmp_path: Path, form: str, seed: int) -> None:
-    model = tiny_model(tmp_path / "tiny", seed=seed)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    model = long_tiny_model(tmp_path / "tiny", seed)
     talk = "\n\nHuman: Hi! Ça va?\n\nAssistant:  Fine.\n\nHuman: How do I bake bread?"
     rows = [
         {"prompt": "How do I bake bread?", "a": "Mix flour, water and salt.", "b": "No.", "p_a": 1},
@@ -85,12 +92,16 @@ def test_equals_the_independent_script_on_written_items(tmp_path: Path, form: st
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("form", ["chat", "paper"])
-@pytest.mark.parametrize(("name", "few"), [("smollm2-135m-instruct", None), ("qwen2.5-coder-1.5b-instruct", 4)])
-def test_equals_the_independent_script_on_the_authors_items(name: str, few: int | None, form: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "few"), [("tiny", None), ("smollm2-135m-instruct", None), ("qwen2.5-coder-1.5b-instruct", 4)]
+)
+def test_equals_the_independent_script_on_the_authors_items(
+    tmp_path: Path, name: str, few: int | None, form: str
+) -> None:
     path = Path(os.environ.get("CAI_HHH_ITEMS", ITEMS))
     if not path.is_file():
         pytest.skip(f"the authors' 438 HHH items are not at {path}; set CAI_HHH_ITEMS")
-    model = model_path(name)
+    model = long_tiny_model(tmp_path / "tiny", 2) if name == "tiny" else model_path(name)
     if not (model / "config.json").is_file():
         pytest.skip(f"{name} is not in the cache; run `cai models pull {name}`")
     pairs = sorted(read_pairs(path), key=lambda pair: sha256(pair.id.encode()).digest())
