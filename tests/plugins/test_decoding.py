@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -17,9 +18,10 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.records import ModelInput
 from cai_plugins._torch import memory
-from cai_plugins._torch.decoding import draw, nucleus, uniform
+from cai_plugins._torch.decoding import draw, nucleus, waiting_times
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
+from draws import plain_draw
 
 BLOCK = "Consider the following conversation between a human and an assistant, and say what is wrong with it. " * 4
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 400, "initializer_range": 0.2}
@@ -194,10 +196,15 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     alone = [draw(logits[i : i + 1], samplings[i : i + 1], [i], [3])[0] for i in range(5)]
     assert together == alone
     assert together[2] == int(logits[2].argmax())
-    assert len({uniform(7, step) for step in range(500)}) == 500
-    numbers = [uniform(seed, 0) for seed in range(4000)]
-    assert all(0 <= u < 1 for u in numbers)
-    assert abs(sum(numbers) / 4000 - 0.5) < 0.02
+
+
+def test_waiting_times_are_exponential_and_hang_on_seed_and_step() -> None:
+    assert len({waiting_times(7, step, 1)[0] for step in range(500)}) == 500
+    for numbers in (waiting_times(3, 4, 4000), np.array([waiting_times(seed, 0, 1)[0] for seed in range(4000)])):
+        assert numbers.min() > 0
+        assert scipy.stats.kstest(numbers, "expon").pvalue > 1e-3
+    # Of all versions and machines: a run that goes on elsewhere draws what it would have drawn here.
+    assert waiting_times(1, 2, 2).tolist() == pytest.approx([0.9638016060321107, 0.8622543710618935], rel=1e-14)
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -209,21 +216,42 @@ def test_draws_follow_the_probabilities() -> None:
         assert abs(share - wanted[token]) < 5 * (wanted[token] * (1 - wanted[token]) / 4000) ** 0.5 + 1e-9
 
 
-def test_the_last_bit_of_a_cumulative_sum_is_no_way_out() -> None:
+def test_what_has_no_probability_is_never_drawn() -> None:
     logits = torch.full((3, 1000), -1e9)
     logits[:, 0] = 0.0
     assert draw(logits, [Sampling(1)] * 3, [1, 2, 3], [0] * 3) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [7, 128, 1000, 4096])
-def test_a_draw_is_where_the_plain_cumulative_sum_passes_the_number(size: int) -> None:
+def test_a_draw_is_that_of_plain_python(size: int) -> None:
     torch.manual_seed(size)
     logits = torch.randn(300, size) * 4
     logits[::2, size // 3 :] -= 200  # much of the vocabulary has no probability at all
     tokens = draw(logits, [Sampling(1)] * 300, list(range(300)), [5] * 300)
     for row, (values, token) in enumerate(zip(logits, tokens, strict=True)):
-        sums = np.cumsum(values.softmax(-1).numpy().astype(np.float64))
-        assert token == int(np.argmax(sums > uniform(row, 5) * sums[-1]))
+        assert token == plain_draw(values.softmax(-1), row, 5)
+
+
+@pytest.mark.parametrize("size", [40, 1000])
+def test_draws_of_a_large_vocabulary_follow_the_probabilities(size: int) -> None:
+    torch.manual_seed(1)
+    logits = (torch.randn(size) * 2).expand(20_000, -1)
+    tokens = draw(logits, [Sampling(1)] * 20_000, list(range(20_000)), [9] * 20_000)
+    wanted = 20_000 * logits[0].double().softmax(-1).numpy()
+    seen = np.bincount(tokens, minlength=size)
+    often = wanted > 5
+    pooled = [np.append(x[often], x[~often].sum() + 1e-9) for x in (seen, wanted)]
+    assert scipy.stats.chisquare(*pooled, sum_check=False).pvalue > 1e-3
+
+
+def test_rounding_changes_a_draw_only_in_a_photo_finish() -> None:
+    """As batches of other shapes do: logits that differ in their sixth digit. Where the cumulative probability passes a
+    number, 7 of these 500 tokens would be others."""
+    torch.manual_seed(0)
+    logits = torch.randn(500, 49152) * 2.5
+    other = logits + 1e-5 * torch.randn_like(logits)
+    tokens, again = (draw(given, [Sampling(1)] * 500, list(range(500)), [0] * 500) for given in (logits, other))
+    assert sum(a != b for a, b in zip(tokens, again, strict=True)) <= 1
 
 
 def test_the_token_budget_follows_memory_and_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.decoding import uniform
 from cai_plugins._torch.seeding import derived, seed32
 from cai_plugins.rl.plugin import OnlineDPOOptions, PPOOptions, make_online_dpo
 from cai_plugins.rl.prompts import layout
+from draws import plain_draw
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {'very ' * (i % 3)}good bread {i}?")) for i in range(6)]
 
@@ -77,9 +77,8 @@ def test_one_step_is_that_of_a_naive_loop(model: Path, tmp_path: Path) -> None:
             while len(answer) < 8:
                 with torch.no_grad():
                     logits = policy(torch.tensor([ids + answer])).logits[0, -1]
-                cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
                 seed = derived(11, "rollout", prompt.id, 1, place, k)
-                answer.append(int((cumulative <= uniform(seed, len(answer)) * float(cumulative[-1])).sum()))
+                answer.append(plain_draw((logits / temperature).softmax(-1), seed, len(answer)))
                 if answer[-1] in tokenizer.all_special_ids:
                     break
             written = tokenizer.decode(answer, skip_special_tokens=True)

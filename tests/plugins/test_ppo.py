@@ -21,10 +21,10 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.decoding import uniform
 from cai_plugins._torch.seeding import derived
 from cai_plugins.rl.plugin import PPOOptions, make_ppo
 from cai_plugins.rl.ppo import _Learner
+from draws import plain_draw
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {'very ' * (i % 3)}good bread {i}?")) for i in range(6)]
 
@@ -72,7 +72,7 @@ def learner(model: Path, tmp_path: Path, micro: int = 4, **options: Any) -> _Lea
 
 def naive_step(model: Path, prompts: Sequence[Prompt], options: PPOOptions, seed: int) -> tuple[Any, dict[str, float]]:
     """One batch and one pass without minibatches, written as plainly as can be: no padding, no batches, no cache, no
-    library of ours but the hash that a draw comes from. Returns the policy after it, and what it saw."""
+    library of ours but the numbers that a draw comes from. Returns the policy after it, and what it saw."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = AutoModelForCausalLM.from_pretrained(model).eval()
     head = torch.nn.Linear(policy.config.hidden_size, 1)
@@ -88,9 +88,8 @@ def naive_step(model: Path, prompts: Sequence[Prompt], options: PPOOptions, seed
             while len(answer) < options.max_new_tokens:
                 with torch.no_grad():
                     logits = policy(torch.tensor([ids + answer])).logits[0, -1]
-                cumulative = (logits / options.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-                number = uniform(derived(seed, "rollout", prompt.id, 1, k), len(answer)) * float(cumulative[-1])
-                answer.append(int((cumulative <= number).sum()))
+                number = derived(seed, "rollout", prompt.id, 1, k)
+                answer.append(plain_draw((logits / options.temperature).softmax(-1), number, len(answer)))
                 if answer[-1] in tokenizer.all_special_ids:
                     break
             text = tokenizer.decode(answer, skip_special_tokens=True)

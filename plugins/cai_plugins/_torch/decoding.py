@@ -19,6 +19,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, LogitsProcessor
@@ -635,9 +636,9 @@ def full_attention(config: Any) -> bool:
 
 
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
-    """A token per row of ``logits`` [rows, vocabulary]: the first one at which the cumulative probability passes a
-    number in [0, 1) that is a hash of the row's seed and step. Nothing else in the batch has a part in it. Raises
-    ``CAIError`` where the probabilities of a row to sample are not numbers."""
+    """A token per row of ``logits`` [rows, vocabulary], drawn by numbers that hang on the row's seed and step alone.
+    Nothing else in the batch has a part in it. Raises ``CAIError`` where the probabilities of a row to sample are not
+    numbers."""
     logits = logits.float()
     tokens = logits.argmax(-1).tolist()
     sampled = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
@@ -647,8 +648,7 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[in
     logits = logits if len(sampled) == len(samplings) else logits[sampled]
     probabilities = (logits if (heat == 1).all() else logits / heat).softmax(-1)
     top_p = torch.tensor([[samplings[i].top_p] for i in sampled], device=logits.device)
-    numbers = torch.tensor([[uniform(seeds[i], steps[i])] for i in sampled], dtype=torch.float64, device=logits.device)
-    found = _passed(nucleus(probabilities, top_p), numbers).tolist()
+    found = _race(nucleus(probabilities, top_p), [(seeds[i], steps[i]) for i in sampled]).tolist()
     for i, token in zip(sampled, found, strict=True):
         if token < 0:
             raise CAIError(
@@ -659,23 +659,25 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[in
     return [int(token) for token in tokens]
 
 
-def _passed(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Per row of ``probabilities`` [rows, n] the place at which their sum in float64 passes the row's number [rows, 1]
-    times the whole sum; -1 where that is not a number. Sums of blocks come first: summing up everything is slow on a
-    CPU."""
+def _race(probabilities: torch.Tensor, draws: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Per row of ``probabilities`` [rows, n] the place that a draw, (seed, step), falls on; -1 where they are not
+    numbers.
+
+    Of waiting times E_i ~ Exp(1), the least E_i / p_i is at i with probability p_i / sum(p), which is the Gumbel-max
+    trick in other words. Rounding changes the winner only in a photo finish; where a cumulative sum passes a number
+    hangs on the last bits of every probability before it. First a block of tokens wins, then a token in it, which
+    takes a few hundred waiting times a row and not a vocabulary of them."""
     rows, size = probabilities.shape
     probabilities = functional.pad(probabilities, (0, -size % BLOCK)) if size % BLOCK else probabilities
     blocks = probabilities.view(rows, -1, BLOCK)
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    total = ends[:, -1:]
-    wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    block = torch.searchsorted(ends, wanted, right=True).clamp_max(ends.shape[1] - 1)  # NaN is found behind the last
-    before = functional.pad(ends, (1, 0)).gather(1, block)
-    inside = blocks[torch.arange(rows, device=block.device), block[:, 0]].double()
-    place = torch.searchsorted(before + inside.cumsum(-1), wanted, right=True)
-    # Summed up one by one, a block may end just before the number that its own sum passes.
-    last = BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)
-    return torch.where(total.isfinite(), block * BLOCK + torch.minimum(place, last), -1)[:, 0]
+    mass = blocks.sum(-1, dtype=torch.float64)
+    count = mass.shape[1]
+    waits = torch.from_numpy(np.stack([waiting_times(seed, step, count + BLOCK) for seed, step in draws]))
+    waits = waits.to(probabilities.device)
+    block = (mass / waits[:, :count]).argmax(-1)
+    inside = blocks[torch.arange(rows, device=block.device), block].double()
+    place = (inside / waits[:, count:]).argmax(-1)
+    return torch.where(mass.sum(-1).isfinite(), block * BLOCK + place, -1)
 
 
 class Draw(LogitsProcessor):
@@ -722,10 +724,12 @@ def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) with 53 random bits, from ``seed`` and ``step`` alone, on every machine the same."""
-    hashed = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
-    return (int.from_bytes(hashed, "big") >> 11) * 2.0**-53
+def waiting_times(seed: int, step: int, count: int) -> np.ndarray:
+    """``count`` positive draws of an exponential distribution with mean 1, float64, from ``seed`` and ``step`` alone:
+    Philox (Salmon et al. 2011) in numpy, whose stream is the same on every machine and in every version."""
+    key = int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=16).digest(), "big")
+    bits = np.random.Philox(key=key).random_raw(count)
+    return -np.log(((bits >> np.uint64(11)) + 0.5) * 2.0**-53)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -136,7 +136,7 @@ def cai_register_backends() -> Iterable[Component[Backend]]:
         TransformersOptions,
         make_transformers,
         "a Hugging Face model in this process, CPU or GPU",
-        revision=3,
+        revision=4,
     )
     yield Component(
         "openai",

@@ -270,16 +270,18 @@ def make_best_of_n(options: BestOfNOptions, context: StageContext) -> RLAlgorith
 def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
     """The RL algorithms that come with cai-core."""
     summary = "proximal policy optimization, as in the paper; LoRA by default"
-    yield Component("ppo", PPOOptions, make_ppo, summary, revision=2, distributed=True)
+    yield Component("ppo", PPOOptions, make_ppo, summary, revision=3, distributed=True)
     summary = "group-relative policy optimization (TRL), LoRA by default"
-    yield Component("grpo", GRPOOptions, make_grpo, summary, distributed=True)
-    yield Component("rloo", RLOOOptions, make_rloo, "REINFORCE leave-one-out (TRL), LoRA by default", distributed=True)
+    yield Component("grpo", GRPOOptions, make_grpo, summary, revision=2, distributed=True)
+    summary = "REINFORCE leave-one-out (TRL), LoRA by default"
+    yield Component("rloo", RLOOOptions, make_rloo, summary, revision=2, distributed=True)
     yield Component(
         "dpo",
         DPOOptions,
         make_dpo,
         "direct preference optimization on soft labels (TRL), without a reward model",
         learns_from=("label",),
+        revision=2,
         distributed=True,
     )
     yield Component(
@@ -287,6 +289,7 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         OnlineDPOOptions,
         make_online_dpo,
         "direct preference optimization on the policy's own pairs, which the reward labels softly",
+        revision=2,
     )
     yield Component(
         "oaif",
@@ -295,6 +298,7 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         "online AI feedback: online_dpo on labels of the run's labeler, without a reward model",
         needs=("labeler", "principle_sampler"),
         learns_from=("prompts",),
+        revision=2,
     )
     yield Component(
         "best_of_n",
