@@ -54,8 +54,8 @@ class RunDisplay:
             disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._started = time.monotonic()
         self._last = 0.0
+        self._part: tuple[str, float, int] | None = None
         self._number = ""
 
     def __enter__(self) -> RunDisplay:
@@ -73,7 +73,7 @@ class RunDisplay:
 
     def stage_started(self, stage: str, number: int, total: int) -> None:
         """A new bar, or a line."""
-        self._started = self._last = time.monotonic()
+        self._last, self._part = time.monotonic(), None
         self._number = f"[{number}/{total}]"
         if self.console.is_terminal:
             self._task = self._bar.add_task(escape(f"{self._number} {stage}"), total=None, note="starting")
@@ -86,13 +86,16 @@ class RunDisplay:
             self._bar.update(self._task, completed=done, total=total, note=escape(clean(note)))
             return
         now = time.monotonic()
+        if self._part is None or self._part[0] != note:
+            self._part = note, now, done  # what was there before, or was another part's work, says nothing of the rate
         if now - self._last < PLAIN_EVERY_S:
             return
         self._last = now
-        elapsed = now - self._started
-        rate = done / elapsed if elapsed > 0 else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        self.console.print(escape(f"{self._number} {stage}: {done}/{total}, {rate:.2g}/s{left}"))
+        _, started, before = self._part
+        rate = (done - before) / (now - started) if now > started else 0.0
+        speed = f", {rate:.2g}/s, {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        what = f" {note}" if note else ""
+        self.console.print(escape(clean(f"{self._number} {stage}: {done}/{total}{what}{speed}")))
 
     def stage_ended(self, stage: str, status: str, info: Mapping[str, Any]) -> None:
         """One line per stage."""
