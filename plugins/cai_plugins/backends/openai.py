@@ -704,12 +704,13 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(os.path.expanduser(name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the tokenizer cannot be opened: {(str(error).strip().splitlines() or ['no reason'])[0]}",
             where=name,
-            hint="give `tokenizer` of the backend the model's folder or hub id",
+            hint="give `tokenizer` of the backend the model's folder or hub id; `cai models pull NAME` prints the "
+            "folder of a model of the catalog",
         ) from error
 
 
