@@ -258,13 +258,13 @@ def cai_register_critique_templates() -> Iterable[Component[CritiqueTemplate]]:
                 request = f"{critique}\\n\\n{principle.revision}"
                 return ModelInput(messages=(*prompt, Message("assistant", response), Message("user", request)))
 
-            def read_answer(self, text: str) -> str:
+            def read_answer(self, text: str, *, cut: bool = False) -> str:
                 return self._read(text)
 
-            def read_critique(self, text: str) -> str:
+            def read_critique(self, text: str, *, cut: bool = False) -> str:
                 return self._read(text)
 
-            def read_revision(self, text: str) -> str:
+            def read_revision(self, text: str, *, cut: bool = False) -> str:
                 return self._read(text)
 
             def _read(self, text: str) -> str:

@@ -173,12 +173,17 @@ def _prompt_texts(path: Path) -> list[str]:
                 if line.strip():
                     try:
                         row = json.loads(line)
-                        texts.append(row["prompt"] if "prompt" in row else row["messages"][-1]["content"])
-                    except (ValueError, KeyError, TypeError, IndexError) as error:
+                        text = row["prompt"] if "prompt" in row else row["messages"][-1]["content"]
+                        if not isinstance(text, str):
+                            raise TypeError
+                        texts.append(text)
+                    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                         hint = 'a line is {"prompt": "..."} or {"messages": [...]}'
                         raise UserError("not a prompt", where=f"{path}:{number}", hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompts: {error}", where=str(path)) from error
+    if not texts:
+        raise UserError("there is no prompt in this file", where=str(path))
     return texts
 
 

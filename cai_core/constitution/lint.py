@@ -14,7 +14,7 @@ from typing import Literal
 
 from cai_core.text.duplicates import grams, similarity
 from cai_core.text.words import Relevance, stems
-from cai_core.types.principles import Constitution, Principle
+from cai_core.types.principles import Constitution, FewShots, Principle
 
 Level = Literal["error", "warning", "note"]
 TEXTS = ("critique", "revision", "comparison")
@@ -69,6 +69,7 @@ def lint(constitution: Constitution, prompts: Sequence[str] = ()) -> list[Findin
     found = [
         *_halves(constitution),
         *(finding for principle in constitution.principles for finding in _wording(principle)),
+        *_examples(constitution.few_shots),
         *_pairs(constitution.principles),
         *(_triggers(constitution.principles, prompts) if prompts else ()),
     ]
@@ -98,22 +99,45 @@ def _wording(principle: Principle) -> Iterator[Finding]:
     for name in TEXTS:
         text = getattr(principle, name)
         if found := _BREAKS.search(text):
-            message = f"its {name} holds {found.group().strip()!r}, which templates use as a mark"
+            message = f"its {name} {_marked(found)}"
             yield Finding("error", "breaks-template", message, (principle.id,))
         if found := _LABEL_AT_END.search(text):
             message = f"its {name} ends on the label {found.group()!r}, which templates add"
             yield Finding("error", "breaks-template", message, (principle.id,))
         if found := _UNSEEN.search(text):
-            message = (
-                f"its {name} holds the unseen character U+{ord(found.group()):04X}: a model reads what nobody sees"
-            )
-            yield Finding("warning", "unseen", message, (principle.id,))
+            yield Finding("warning", "unseen", f"its {name} {_hidden(found)}", (principle.id,))
         if _BLANK_LINE.search(text):
             message = f"its {name} holds a blank line, which separates turns in raw-text templates"
             yield Finding("error", "breaks-template", message, (principle.id,))
         if name != "critique" and text and _NEGATIVE.search(text) and not _POSITIVE.search(text):
             message = f"its {name} says only what to avoid; say also what is wanted, or the model learns to say nothing"
             yield Finding("note", "only-negative", message, (principle.id,))
+
+
+def _examples(shots: FewShots) -> Iterator[Finding]:
+    """Worked examples are put between the same marks; those with reasoning are raw text, which has marks of its own."""
+    for kind in ("critiques", "comparisons", "reasoning"):
+        for number, shot in enumerate(getattr(shots, kind)):
+            place = f"few_shots.{kind}[{number}]"
+            if isinstance(shot, str):
+                texts = {place: shot}
+            else:
+                names = [name for name in shot.__dataclass_fields__ if name != "prompt"]
+                texts = {f"{place}.{name}": getattr(shot, name) for name in names}
+                texts |= {f"{place}.prompt[{n}]": turn.content for n, turn in enumerate(shot.prompt)}
+            for where, text in texts.items():
+                if kind != "reasoning" and (found := _BREAKS.search(text)):
+                    yield Finding("error", "breaks-template", f"{where} {_marked(found)}")
+                if found := _UNSEEN.search(text):
+                    yield Finding("warning", "unseen", f"{where} {_hidden(found)}")
+
+
+def _marked(found: re.Match[str]) -> str:
+    return f"holds {found.group().strip()!r}, which templates use as a mark"
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return f"holds the unseen character U+{ord(found.group()):04X}: a model reads what nobody sees"
 
 
 def _pairs(principles: Sequence[Principle]) -> Iterator[Finding]:

@@ -227,14 +227,17 @@ class _Reader:
         if isinstance(value, str) and (value.strip() or not required):
             if len(value) > MAX_TEXT:
                 self.problem((*path, key), f"{len(value):,} characters; at most {MAX_TEXT:,} are read")
-            if found := _CONTROL.search(value):
-                self.problem((*path, key), f"holds the control character {found.group()!r}")
+            self.controls((*path, key), value)
             return value.strip()
         if value is None or isinstance(value, str):
             self.problem((*path, key), f"'{key}' is missing")
         else:
             self.problem((*path, key), f"'{key}' is not text", "Put it in quotes.")
         return ""
+
+    def controls(self, path: tuple[str | int, ...], text: str) -> None:
+        if found := _CONTROL.search(text):
+            self.problem(path, f"holds the control character {found.group()!r}")
 
     def identifier(self, data: dict[str, Any], path: tuple[str | int, ...]) -> str:
         before = len(self.problems)
@@ -258,9 +261,10 @@ class _Reader:
             self.problem(("few_shots", "reasoning"), "'reasoning' is not a list of texts")
             reasoning = []
         for index, text in enumerate(reasoning):
+            at = ("few_shots", "reasoning", index)
             if text.count("{}") != 1:
-                at = ("few_shots", "reasoning", index)
                 self.problem(at, "an example needs {} exactly once", "It is where the principle goes.")
+            self.controls(at, text)
         return FewShots(tuple(critiques), tuple(comparisons), tuple(reasoning))
 
     def shots(self, data: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -282,6 +286,7 @@ class _Reader:
                     shot[key] = self.turns(item.get(key), (*path, key))
                 elif isinstance(item.get(key), str) and item[key].strip() and len(item[key]) <= MAX_TEXT:
                     shot[key] = item[key]
+                    self.controls((*path, key), item[key])
                 else:
                     self.problem((*path, key), f"'{key}' is not a text of 1 to {MAX_TEXT:,} characters")
             if len(shot) == len(keys):
@@ -293,8 +298,10 @@ class _Reader:
             messages = conversation(value)
         except (TypeError, KeyError, ValueError):
             messages = ()
-        if not messages or messages[-1].role != "user":
-            self.problem(path, "a prompt is a list of turns {role, content}, the last one the user's")
+        if not messages or messages[-1].role != "user" or not all(turn.content.strip() for turn in messages):
+            self.problem(path, "a prompt is a list of turns {role, content}, none empty, the last one the user's")
+        for turn in messages:
+            self.controls(path, turn.content)
         return messages
 
     def principles(self, items: Any) -> tuple[Principle, ...]:

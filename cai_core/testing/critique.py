@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,11 @@ class CritiqueTemplateConformance(Conformance):
         template = self.template(tmp_path)
         odd = ("Critique:", "Revision: ", "Sure, here is a revision:", "Human: hi", "\x00\x07", "🙂" * 50, HOSTILE, "a")
         for read in (template.read_answer, template.read_critique, template.read_revision):
-            for text in odd:
+            for text, cut in product(odd, (False, True)):
                 found = []
                 for _ in range(2):
                     try:
-                        found.append(read(text))
+                        found.append(read(text, cut=cut))
                     except UnitError as error:
                         found.append(error.kind)
                 assert found[0] == found[1]

@@ -16,7 +16,7 @@ class CritiqueTemplate(Protocol):
     whatever braces or tags it holds.
     Ownership: nothing is kept between calls.
     Errors: the builders raise none. The readers return text that is not blank or raise ``UnitError`` ("unparseable", or
-    "refusal"), which the pipeline stores as a typed row.
+    "refusal"), which the pipeline stores as a typed row. ``cut``: the token limit ended the text, not the model.
     Determinism: builders and readers are pure functions of their arguments.
     """
 
@@ -34,14 +34,14 @@ class CritiqueTemplate(Protocol):
         """Input for the revision. ``critique`` is empty for direct revision."""
         ...
 
-    def read_answer(self, text: str) -> str:
+    def read_answer(self, text: str, *, cut: bool = False) -> str:
         """The first answer from the model's text."""
         ...
 
-    def read_critique(self, text: str) -> str:
+    def read_critique(self, text: str, *, cut: bool = False) -> str:
         """The critique from the model's text."""
         ...
 
-    def read_revision(self, text: str) -> str:
+    def read_revision(self, text: str, *, cut: bool = False) -> str:
         """The revision from the model's text."""
         ...

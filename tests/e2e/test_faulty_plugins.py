@@ -156,7 +156,7 @@ class Template:
     def revision(self, prompt, response, critique, principle):
         return ModelInput(messages=prompt)
 
-    def read_answer(self, text):
+    def read_answer(self, text, *, cut=False):
         return text
 
     read_critique = read_revision = read_answer

@@ -43,7 +43,7 @@ def test_chat_round() -> None:
     critique = template.critique(PROMPT, "Shout.", PRINCIPLE)
     assert critique.messages[-1].role == "user"
     assert "Human: How do I {annoy} him?\n\nAssistant: Shout." in critique.messages[-1].content
-    read = template.read_critique(" it is loud. And it is")
+    read = template.read_critique(" it is loud. And it is", cut=True)
     assert read == "The problem with the response is that it is loud."
     revision = template.revision(PROMPT, "Shout.", read, PRINCIPLE)
     assert [m.role for m in revision.messages] == ["user", "assistant", "user"]
@@ -80,7 +80,16 @@ def test_direct_never_shows_a_critique(kind: type[DirectChatTemplate | DirectPap
 
 @pytest.mark.parametrize(
     "text",
-    ["", "   \n", "…", "Human: more please", "The response is too harsh.", "The problem with your response is noise."],
+    [
+        "",
+        "   \n",
+        "…",
+        "Human: more please",
+        "<|im_start|>user\nMore please.",
+        "<think>\nI should be kind, so I",
+        "The response is too harsh.",
+        "The problem with your response is noise.",
+    ],
 )
 def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
     for template in (
@@ -100,7 +109,30 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
         ("I'll make it kinder. Here's a rewritten version:\n\nTalk to him.", "Talk to him."),
         ("Boil it. Here are three more: tea, milk.", "Boil it. Here are three more: tea, milk."),
         (" Revision: Talk to him.\n\nHuman: thanks", "Talk to him."),
-        ("**Revised response:** Talk to him. I would", "Talk to him."),
+        ("**Revised response:** Talk to him.", "Talk to him."),
+        ("### Revised response\n\nTalk to him.", "Talk to him."),
+        ("Absolutely!\n\nRevised Response:\nTalk to him.", "Talk to him."),
+        ("The assistant's revised response: Talk to him.", "Talk to him."),
+        ("Certainly, here's my revised answer.\n\nTalk to him.", "Talk to him."),
+        ("Okay, I will rewrite the response to be kinder.\n\nTalk to him.", "Talk to him."),
+        ("Thank you for the hint. Here is the corrected response:\n\nTalk to him.", "Talk to him."),
+        ("Sure, here it is:\n\nTalk to him.", "Talk to him."),
+        ("Talk to him.\n\n**Explanation:** I removed the insult.", "Talk to him."),
+        ("Talk to him. (Note: I removed the insult.)", "Talk to him."),
+        ("Talk to him.\n\nI hope this revised response is better!", "Talk to him."),
+        ("Talk to him.\n\n---\n\nThis revision is more polite.", "Talk to him."),
+        ("Talk to him.\n\n### Instruction:\nSay more.", "Talk to him."),
+        ("4.\n\nExplanation: two and two.", "4.\n\nExplanation: two and two."),
+        ("I can see your version of it.\n\nTalk to him.", "I can see your version of it.\n\nTalk to him."),
+        ("Talk to him.\n\nNew plan: write a letter.", "Talk to him.\n\nNew plan: write a letter."),
+        ("<think>\nBe kind.\n</think>\n\nTalk to him.", "Talk to him."),
+        ("I should be kind.\n</think>\nTalk to him.", "Talk to him."),
+        ("Write <think> in HTML.", "Write <think> in HTML."),
+        ("<|im_start|>assistant\nTalk to him.<|im_end|>", "Talk to him."),
+        ("<|start_header_id|>assistant<|end_header_id|>\n\nTalk to him.<|eot_id|>", "Talk to him."),
+        ("<s> [/INST] Talk to him.</s>", "Talk to him."),
+        ("<start_of_turn>model\nTalk to him.<end_of_turn>", "Talk to him."),
+        ("Talk to him.<｜end▁of▁sentence｜>", "Talk to him."),
         ("Here's a possible alternative to the response:\n\nTalk to him.", "Talk to him."),
         ("Here are alternatives to butter: oil, purée.", "Here are alternatives to butter: oil, purée."),
         ("A more suitable response would be: Talk to him.", "Talk to him."),
@@ -115,6 +147,36 @@ def test_what_is_no_revision_is_a_typed_failure(text: str) -> None:
 )
 def test_labels_and_remarks_are_removed(text: str, clean: str) -> None:
     assert ChatTemplate(ChatOptions(), CONSTITUTION).read_revision(text) == clean
+
+
+LIST = "Do this. Then choose:\n\n- Talk to him\n- Write to him"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Talk to him. I would", "Talk to him."),
+        (LIST, LIST.removesuffix("\n- Write to him")),
+        ("Do this.\n1. Talk to him.\n2.", "Do this.\n1. Talk to him."),
+        ("Talk to him.", "Talk to him."),
+        ("Talk to", "Talk to"),
+    ],
+)
+def test_what_the_token_limit_cut_off_ends_where_a_whole_part_ends(text: str, kept: str) -> None:
+    template = ChatTemplate(ChatOptions(), CONSTITUTION)
+    assert template.read_revision(text, cut=True) == template.read_answer(text, cut=True) == kept
+    assert ChatTemplate(ChatOptions(whole_sentences=False), CONSTITUTION).read_revision(text, cut=True) == text
+
+
+@pytest.mark.parametrize("text", [LIST, "Good luck. You can do it :)", "Run this. See:\n```\ncai run\n```"])
+def test_what_the_model_ended_itself_is_whole(text: str) -> None:
+    for template in (ChatTemplate(ChatOptions(), CONSTITUTION), PaperTemplate(PaperOptions(), CONSTITUTION)):
+        assert template.read_answer(text) == template.read_revision(text) == text
+
+
+def test_a_thought_is_no_part_of_a_critique() -> None:
+    read = ChatTemplate(ChatOptions(), CONSTITUTION).read_critique("<think>\nHm.\n</think>\n\nit is loud.")
+    assert read == "The problem with the response is that it is loud."
 
 
 def test_an_announcement_of_an_answer_is_no_answer() -> None:

@@ -11,14 +11,15 @@ import pytest
 from cai_core.constitution.authors import import_authors
 from cai_core.testing.context import TestContext
 from cai_core.text.transcripts import parse_transcript
-from cai_core.types.backend import Capabilities, Scores
+from cai_core.types.backend import Capabilities, Completion, Scores
 from cai_core.types.labeler import Comparison
 from cai_core.types.principles import Principle
 from cai_plugins.critiques.direct import DirectPaperTemplate
 from cai_plugins.critiques.paper import PaperTemplate
 from cai_plugins.critiques.plugin import DirectOptions, PaperOptions
+from cai_plugins.labelers.cot import CotLabeler
 from cai_plugins.labelers.logprob import LogprobLabeler, question_text
-from cai_plugins.labelers.plugin import LogprobOptions
+from cai_plugins.labelers.plugin import CotOptions, LogprobOptions
 from golden import PAPER, needs_paper
 
 pytestmark = needs_paper
@@ -75,6 +76,20 @@ class Asked:
             yield Scores(request.id, (-1.0, -1.0), (3, 3))
 
 
+class Reasoner(Asked):
+    """One that always says the same first."""
+
+    def __init__(self, reasoning: str) -> None:
+        super().__init__()
+        self.reasoning = reasoning
+        self.asked = []
+
+    def generate(self, requests):
+        for request in requests:
+            self.asked.append(request.input.text)
+            yield Completion(request.id, self.reasoning, "stop")
+
+
 def test_comparisons(tmp_path: Path) -> None:
     assert PAPER is not None
     constitution = import_authors(PAPER)
@@ -118,6 +133,37 @@ def test_comparison_examples_are_rendered_as_the_question_is(tmp_path: Path) -> 
         text = text.replace(found[0], "")
     assert text.startswith("\n\nConsider")
     assert text.count("The answer is:") == 1
+
+
+REASONED = re.compile(
+    r"(Human: Consider [^\n]*:)(\n\nH: .*?)\n\n\{\}\n \(A\) \[\[\[(.*?)\]\]\]\n \(B\) \[\[\[(.*?)\]\]\]"
+    r"\n\nAssistant: Let's think step by step:(.*)\n\nHuman:\nSo the answer is: \([AB]\)",
+    re.DOTALL,
+)
+CONSIDER = "Human: Consider the following conversation between a human (H) and an assistant (A):"
+
+
+def test_reasoning_is_asked_for_and_read_out_as_in_the_examples(tmp_path: Path) -> None:
+    """Our question on the parts of an example is that example again, after all examples."""
+    assert PAPER is not None
+    constitution = import_authors(PAPER)
+    instructions = [text.strip() for text in read("RLMadisonInstructions.json")]
+    principle = next(p for p in constitution.principles if p.comparison)
+    # Blank lines before an example differ from file to file; one does not explain the letters.
+    texts = [entry["prompt"].strip() for entry in read("RLMadisonPrecogFewShotPrompts.json")]
+    drawn = "|".join(map(re.escape, instructions))
+    block = "".join(re.escape(f"\n\n{text}").replace(re.escape("{}"), f"(?:{drawn})", 1) for text in texts)
+    for text in texts:
+        head, turns, a, b, reasoning = REASONED.fullmatch(text).groups()
+        judge = Reasoner(reasoning)
+        context = TestContext(tmp_path, backends={"judge": judge}, constitution=constitution)
+        labeler = CotLabeler(CotOptions(format="paper", shots=len(texts)), context)
+        conversation = parse_transcript(turns.replace("\n\nH:", "\n\nHuman:").replace("\n\nA:", "\n\nAssistant:"))
+        list(labeler.label([Comparison("c", conversation, a, b, (principle,), 0)]))
+        question, answer = f"\n\n{text}".replace(head, CONSIDER).replace("{}", instructions[0]).rsplit(reasoning, 1)
+        (asked,) = [text for text in judge.asked if text.endswith(question)]
+        assert re.fullmatch(block, asked.removesuffix(question))
+        assert asked + reasoning + answer[:-4] in [request.input.text for request in judge.requests]
 
 
 def test_all_438_comparisons_are_rendered_again() -> None:

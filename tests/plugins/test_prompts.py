@@ -165,6 +165,26 @@ def test_near_duplicate_transcripts_are_left_out_and_counted(tmp_path: Path) -> 
     assert source.notes == ["1 near-duplicates of earlier conversations left out"]
 
 
+def test_a_short_question_after_a_long_talk_is_a_prompt_of_its_own(tmp_path: Path) -> None:
+    """With ``every``, each cut holds the one before it; that is no reason to leave it out. The same talk again is."""
+    talk = "\n\nHuman: Tell me of bread.\n\nAssistant: Knead flour, water and salt for ten minutes, let the dough rest "
+    talk += "under a cloth until it has doubled, and fold it twice before it goes into a floured basket for the night."
+    talk += "\n\nHuman: Go on.\n\nAssistant: Then bake.\n\nHuman: How hot?"
+    path = transcripts(tmp_path / "t.jsonl", talk, talk + "!", OTHER)
+    source = HHRLHFPrompts(HHRLHFOptions(path=path, turns="every"))
+    prompts = source.load()
+    assert [p.messages[-1].content for p in prompts] == [
+        "Tell me of bread.",
+        "Go on.",
+        "How hot?",
+        "Why is the sky blue?",
+    ]
+    assert similarity(*(" ".join(m.content for m in p.messages) for p in prompts[1:3])) > 0.8
+    assert source.notes == ["3 near-duplicates of earlier conversations left out"]
+    limited = HHRLHFPrompts(HHRLHFOptions(path=path, turns="every", limit=2)).load()
+    assert [p.id for p in limited] == [p.id for p in prompts[:2]]
+
+
 def test_conversations_that_open_alike_are_in_one_split(tmp_path: Path) -> None:
     opened = [f"\n\nHuman: How is bread number {n} made?" for n in ["one", "two", "three", "four", "five", "six"]]
     texts = [f"{text}\n\nAssistant: Yes.\n\nHuman: {more} then?" for text in opened for more in ("Why", "What is it")]

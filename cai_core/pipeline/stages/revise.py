@@ -101,9 +101,11 @@ class _Revise:
             if completion.failure:
                 yield name, Outcome(payload, completion.failure)
                 continue
-            read = getattr(self.template, f"read_{kinds.pop(name)}") if name in kinds else str
             try:
-                yield name, Outcome({**payload, "raw": completion.text, "text": read(completion.text)})
+                text, cut = completion.text, completion.finish == "length"
+                if name in kinds:
+                    text = getattr(self.template, f"read_{kinds.pop(name)}")(text, cut=cut)
+                yield name, Outcome({**payload, "raw": completion.text, "text": text})
             except UnitError as error:
                 yield name, Outcome({**payload, "raw": completion.text}, UnitFailure(error.kind, str(error)))
 

@@ -11,7 +11,7 @@ from cai_core.errors import UnitError
 from cai_core.types.principles import Constitution, Principle
 from cai_core.types.records import Conversation, Message, ModelInput
 from cai_plugins.critiques.plugin import ChatOptions
-from cai_plugins.critiques.reading import clean, clean_revision
+from cai_plugins.critiques.reading import clean, clean_revision, without_thoughts
 from cai_plugins.critiques.shots import few_shots
 
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -51,21 +51,22 @@ class ChatTemplate:
         messages += revision_turns(prompt, response, critique, principle.revision)
         return ModelInput(messages=tuple(messages))
 
-    def read_answer(self, text: str) -> str:
+    def read_answer(self, text: str, *, cut: bool = False) -> str:
         """Without what a model writes after the end of its turn."""
-        return clean(text, whole_sentences=self.options.whole_sentences)
+        return clean(text, unfinished=cut and self.options.whole_sentences)
 
-    def read_critique(self, text: str) -> str:
+    def read_critique(self, text: str, *, cut: bool = False) -> str:
         """With the words that were written for the model."""
+        text = without_thoughts(text)
         if not text.strip():
             raise UnitError("unparseable", "the critique is empty")
         prefill = self.options.critique_prefill
         gap = "" if not prefill or text[:1].isspace() else " "
-        return clean(prefill + gap + text, whole_sentences=self.options.whole_sentences)
+        return clean(prefill + gap + text, unfinished=cut and self.options.whole_sentences)
 
-    def read_revision(self, text: str) -> str:
+    def read_revision(self, text: str, *, cut: bool = False) -> str:
         """Without labels, remarks about the revision and quotation marks."""
-        return clean_revision(text, whole_sentences=self.options.whole_sentences)
+        return clean_revision(text, unfinished=cut and self.options.whole_sentences)
 
 
 def quote(prompt: Conversation, response: str) -> str:

@@ -51,17 +51,17 @@ class PaperTemplate:
             text=f"{before} {critique}\n\nRevisionRequest: {principle.revision}\n\nRevision:", stop=STOP
         )
 
-    def read_answer(self, text: str) -> str:
+    def read_answer(self, text: str, *, cut: bool = False) -> str:
         """Without what comes after the turn."""
-        return clean(text, whole_sentences=self.options.whole_sentences)
+        return clean(text, unfinished=cut and self.options.whole_sentences)
 
-    def read_critique(self, text: str) -> str:
+    def read_critique(self, text: str, *, cut: bool = False) -> str:
         """Likewise."""
-        return clean(text, whole_sentences=self.options.whole_sentences)
+        return clean(text, unfinished=cut and self.options.whole_sentences)
 
-    def read_revision(self, text: str) -> str:
+    def read_revision(self, text: str, *, cut: bool = False) -> str:
         """Likewise, and without remarks about the revision."""
-        return clean_revision(text, whole_sentences=self.options.whole_sentences)
+        return clean_revision(text, unfinished=cut and self.options.whole_sentences)
 
 
 def turns(prompt: Conversation, response: str | None = None) -> str:

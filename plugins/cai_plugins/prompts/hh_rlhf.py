@@ -21,8 +21,9 @@ from cai_plugins.prompts.plugin import HHRLHFOptions
 
 
 class HHRLHFPrompts:
-    """Conversations in the order of the files, cut before an answer. Near-duplicates are left out, the first one
-    stays. All conversations that open alike are in the same split. ``notes`` says what was left out."""
+    """Conversations in the order of the files, cut before an answer. Near-duplicates of earlier conversations are left
+    out; the cuts of one conversation ask for different things, however much of their text they share. All
+    conversations that open alike are in the same split. ``notes`` says what was left out."""
 
     def __init__(self, options: HHRLHFOptions) -> None:
         self.options = options
@@ -47,16 +48,16 @@ class HHRLHFPrompts:
             opening = messages[0].content
             near = openings.add_new(opening, opening)
             group = near[0] if near else opening
-            for cut in _cuts(messages, self.options.turns):
+            cuts = _cuts(messages, self.options.turns)
+            new = [cut for cut in cuts if not seen.find(plain_text(cut))]
+            duplicates += len(cuts) - len(new)
+            split = split_of(group, self.options.heldout_share)
+            for cut in new:
                 identifier = content_id(cut)
-                if seen.add_new(identifier, plain_text(cut)):
-                    duplicates += 1
-                    continue
-                split = split_of(group, self.options.heldout_share)
+                seen.add(identifier, plain_text(cut))
                 prompts.append(Prompt(identifier, cut, self.options.kind, split, f"{path.name}:{number}"))
-                if self.options.limit and len(prompts) == self.options.limit:
-                    break
-            if self.options.limit and len(prompts) == self.options.limit:
+            if self.options.limit and len(prompts) >= self.options.limit:
+                del prompts[self.options.limit :]
                 break
         openings.close()
         seen.close()

@@ -138,7 +138,13 @@ def cai_register_prompts() -> Iterable[Component[PromptSource]]:
     yield Component("builtin", BuiltinOptions, make_builtin, "224 short prompts, red-team and helpful, that come along")
     yield Component("jsonl", JsonlOptions, make_jsonl, "prompts from a JSON lines file")
     yield Component("hf", HFOptions, make_hf, "a data set of the Hugging Face hub, or on disk")
-    yield Component("hh_rlhf", HHRLHFOptions, make_hh_rlhf, "hh-rlhf transcripts, cut at the last or every human turn")
+    yield Component(
+        "hh_rlhf",
+        HHRLHFOptions,
+        make_hh_rlhf,
+        "hh-rlhf transcripts, cut at the last or every human turn",
+        revision=2,
+    )
     yield Component(
         "generate", GenerateOptions, make_generate, "a model writes them after examples", roles=("generator",)
     )
