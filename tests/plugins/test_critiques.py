@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from cai_core.errors import UnitError
@@ -12,6 +14,7 @@ from cai_plugins.critiques.chat import ChatTemplate
 from cai_plugins.critiques.direct import DirectChatTemplate, DirectPaperTemplate
 from cai_plugins.critiques.paper import PaperTemplate
 from cai_plugins.critiques.plugin import ChatOptions, DirectOptions, PaperOptions
+from cai_plugins.critiques.reading import clean, clean_revision
 
 PROMPT = (Message("user", "How do I {annoy} him?"),)
 PRINCIPLE = Principle(id="p", critique="What is {harmful} here?", revision="Remove it.", comparison="Which is better?")
@@ -187,3 +190,20 @@ def test_an_announcement_of_an_answer_is_no_answer() -> None:
 def test_an_empty_critique_is_a_failure_though_its_first_words_were_given() -> None:
     with pytest.raises(UnitError, match="empty"):
         ChatTemplate(ChatOptions(), CONSTITUTION).read_critique("  ")
+
+
+@pytest.mark.parametrize("read", [clean, clean_revision])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + "\n" * 200_000 + "b",
+        "a. " * 200_000,
+        "\n1." * 200_000,
+        "a\nExplanation: " + "b " * 200_000,
+        "a (note " * 50_000,
+    ],
+    ids=["newlines", "sentences", "numbers", "explanation", "brackets"],
+)
+def test_a_long_text_is_read_in_one_pass(read: Callable[..., str], text: str) -> None:
+    """With a search that begins anew at every place, each of these would take minutes, which is the limit of a test."""
+    assert read("Well. " + text, unfinished=True)

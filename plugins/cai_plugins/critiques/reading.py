@@ -9,7 +9,7 @@ from cai_core.errors import UnitError
 _LABELS = r"(?:human|user|assistant|ai|system|critique\s?request|revision\s?request|critique|revision)"
 # A template's tag at the start of a line: what follows is another turn.
 _TURN = re.compile(
-    rf"\n\s*(?:(?:\*\*|#+ *)?{_LABELS}(?:\*\*)?:(?:\*\*)?|#+ *(?:instruction|input|response):)", re.IGNORECASE
+    rf"\n[^\S\n]*(?:(?:\*\*|#+ *)?{_LABELS}(?:\*\*)?:(?:\*\*)?|#+ *(?:instruction|input|response):)", re.IGNORECASE
 )
 _CHAT_TAG = re.compile(
     r"<\s?\|[a-z_0-9]{2,40}\|>|<｜[^<>｜\n]{1,40}｜>|</?(?:s|bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]"
@@ -70,12 +70,12 @@ _META_LINE = re.compile(
 # A closing paragraph about the revision instead of to the user.
 _ABOUT = r"(?:revis\w+|rewr\w+|remov\w+|original|response)"
 _AFTERWORD = re.compile(
-    r"\n\s*(?:-{3,}\s*\n\s*)?(?:\(?note\b[^\n]{0,80}|"
+    r"\n[^\S\n]*(?:-{3,}[^\S\n]*\n\s*)?(?:\(?note\b[^\n]{0,80}|"
     r"(?:in )?(?:this|the|my) (?:revised|rewritten|updated|new|revision|rewrite)\b|"
-    rf"(?:\*\*|#+ *)?(?:explanation|rationale|changes(?: made)?)(?:\*\*)?:[^\n]*\n?[^\n]*\b{_ABOUT}\b|"
+    rf"(?:\*\*|#+ *)?(?:explanation|rationale|changes(?: made)?)(?:\*\*)?:[^\n]*(?:\n[^\n]*)?\b{_ABOUT}\b|"
     r"(?:i hope|(?:please )?let me know if)\b[^\n]{0,60}\b(?:revis\w+|rewr\w+)\b|"
     r"i(?:'ve| have)? (?:removed|revised|rewritten|rewrote|changed|replaced)\b).*|"
-    rf"\s*\(note\b[^()\n]*\b{_ABOUT}\b[^()\n]*\)\s*\Z",
+    rf"(?<!\s)\s*\(note\b[^()\n]*\b{_ABOUT}\b[^()\n]*\)\s*\Z",
     re.IGNORECASE | re.DOTALL,
 )
 # A revision that speaks about the response instead of being one.
@@ -89,7 +89,7 @@ _CRITIQUE_VOICE = re.compile(
 )
 _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("«", "»"))
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]*]*(?=\s|$)")
-_BARE_NUMBER = re.compile(r"\n\s*(?:\d+[.)]|[-*•])\s*$")
+_BARE_NUMBER = re.compile(r"\n[^\S\n]*(?:\d+[.)]|[-*•])$")
 _ITEM = re.compile(r"(?:\A|\n)[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S[^\n]*(?=\n)")
 
 
@@ -155,6 +155,7 @@ def _unquoted(text: str) -> str:
 
 
 def _whole(text: str) -> str:
-    ends = [m.end() for m in _SENTENCE_END.finditer(text) if not _BARE_NUMBER.search(text[: m.end()])]
+    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+    ends = [end for end in ends if not _BARE_NUMBER.match(text, max(0, text.rfind("\n", 0, end)), end)]
     ends += [m.end() for m in _ITEM.finditer(text)]
     return text[: max(ends)].rstrip() if ends else text
