@@ -34,5 +34,6 @@ def command(run: Path, out: Path, form: str, store: Path, ties: bool, as_json: b
         return
     for entry in exported:
         left_out = ", ".join(f"{n} {reason}" for reason, n in entry.left_out.items())
-        click.echo(f"{entry.name}: {entry.rows} rows" + (f"; left out: {left_out}" if left_out else ""))
+        rows = f"{entry.rows} rows" if entry.rows else "no rows, so it is not written"
+        click.echo(f"{entry.name}: {rows}" + (f"; left out: {left_out}" if left_out else ""))
     click.echo(f"Wrote {out}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_core.errors import EnvironmentProblem, UserError
-from cai_core.pipeline.tables import DROPPED, EXAMPLES, LABELS
+from cai_core.pipeline.tables import CHAINS, DROPPED, EXAMPLES, LABELS
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.tables import read_table, write_table
 
@@ -38,7 +38,7 @@ class Exported:
 
 
 def export(run: Path, store: Path, out: Path, form: str, *, ties: bool = False) -> list[Exported]:
-    """Write every data set of a run to the new folder ``out``, whole or not at all."""
+    """Write every data set of a run that has rows to the new folder ``out``, whole or not at all."""
     record = _record(run)
     artifacts = Artifacts(store / "artifacts")
     found: list[Exported] = []
@@ -71,6 +71,11 @@ def export(run: Path, store: Path, out: Path, form: str, *, ties: bool = False) 
         temporary.mkdir(parents=True)
         for entry in found:
             _write(entry, temporary / entry.name, form, ties)
+            if not entry.rows:  # a split without rows is one that `datasets` cannot load
+                shutil.rmtree(temporary / entry.name)
+        if not any(entry.rows for entry in found):
+            reasons = "; ".join(f"{entry.name}: {_reasons(entry)}" for entry in found)
+            raise UserError(f"no row is left to write ({reasons})", where=str(run))
         (temporary / "README.md").write_text(card(record, found, form), encoding="utf-8")
         temporary.rename(out)
     except OSError as error:
@@ -104,6 +109,9 @@ def _write(entry: Exported, folder: Path, form: str, ties: bool) -> None:
 
 
 def _examples(entry: Exported) -> Iterator[dict[str, Any]]:
+    for row in read_table(entry.artifact.path / "chains.parquet", CHAINS):
+        if row["failure"]:  # what comes after the failed step of a chain is not there to be left out
+            entry.left_out[f"failed ({row['failure']['kind']})"] += 1
     for row in read_table(entry.artifact.path / "dropped.parquet", DROPPED):
         entry.left_out[row["reason"]] += 1
     for row in read_table(entry.artifact.path / "examples.parquet", EXAMPLES):
@@ -114,7 +122,7 @@ def _examples(entry: Exported) -> Iterator[dict[str, Any]]:
 def _preferences(entry: Exported, ties: bool) -> Iterator[dict[str, Any]]:
     for row in read_table(entry.artifact.path / "labels.parquet", LABELS):
         if row["p_a"] is None:
-            entry.left_out[(row["failure"] or {}).get("kind", "no label")] += 1
+            entry.left_out[f"failed ({(row['failure'] or {}).get('kind', 'no label')})"] += 1
             continue
         if row["p_a"] == 0.5 and not ties:
             entry.left_out["tie"] += 1
@@ -135,7 +143,7 @@ def card(record: Mapping[str, Any], found: list[Exported], form: str) -> str:
     """The data card; its head is what hubs read."""
     recipe, constitution = record["recipe"], record["constitution"]
     lines = ["---", "configs:"]
-    for entry in found:
+    for entry in filter(lambda entry: entry.rows, found):
         lines += [f"- config_name: {entry.name}", "  data_files:", "  - split: train"]
         lines += [f"    path: {entry.name}/train.{form}"]
     lines += ["tags:", "- constitutional-ai", "- rlaif", "---", "", f"# Data of the run {record['run_id']}", ""]
@@ -153,8 +161,7 @@ def card(record: Mapping[str, Any], found: list[Exported], form: str) -> str:
         lines.append(f"| model {_cell(name)} | {model['source']}, digest {model['digest']} |")
     lines += ["", "| data set | rows | left out | stage digest |", "| --- | --- | --- | --- |"]
     for entry in found:
-        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(entry.left_out.items())) or "none"
-        lines.append(f"| {entry.name} | {entry.rows} | {_cell(left_out)} | {entry.artifact.digest} |")
+        lines.append(f"| {entry.name} | {entry.rows} | {_cell(_reasons(entry))} | {entry.artifact.digest} |")
     lines += [
         "",
         "`sft`: prompt and completion as turns. `preference`: prompt, chosen and rejected as turns; `p_chosen` is the",
@@ -164,6 +171,10 @@ def card(record: Mapping[str, Any], found: list[Exported], form: str) -> str:
     components = ", ".join(f"{c['id']} {c['version']} (revision {c['revision']})" for c in record["components"])
     lines += [f"Components: {_cell(components)}.", ""]
     return "\n".join(lines)
+
+
+def _reasons(entry: Exported) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(entry.left_out.items())) or "none"
 
 
 def _cell(text: object) -> str:

@@ -19,7 +19,11 @@ class SFTOptions(TrainingOptions):
 
     epochs: int = Field(1, ge=1, description="passes over the examples (the paper: 1)")
     # Our choice for adapters; the paper trains all weights at half the pretraining rate, which is about 1e-5.
-    learning_rate: float = Field(2e-4, ge=0, description="AdamW's learning rate")
+    learning_rate: float = Field(
+        2e-4,
+        ge=0,
+        description="AdamW's learning rate; for adapters (the paper, all weights: half the pretraining rate)",
+    )
     # Our choice: small enough that tens of examples give several steps; the paper has 1024 for 700,000 examples.
     batch_size: int = Field(8, ge=1, description="examples per optimizer step")
     max_length: int = Field(
