@@ -422,6 +422,8 @@ def _check_component(kind: Kind, component: Any) -> None:
     for function in ("needs_of", "reads_of"):
         if getattr(component, function) is not None and not callable(getattr(component, function)):
             raise _Refused(f"{what}: {function} is not callable", "Pass a function of options, or leave it out.")
+    if component.members and component.members not in options.model_fields:
+        raise _Refused(f"{what}: {options.__name__} has no field {component.members!r}", "Name the option of members.")
     read: Any = component.reads
     if not isinstance(read, (tuple, list)) or not all(name in READ for name in read):
         raise _Refused(f"{what}: reads {read!r}", f"Give a tuple of some of {', '.join(READ)}.")

@@ -107,17 +107,19 @@ def identity_options(options: BaseModel, of_path: OfPath = _as_it_is) -> dict[st
     return result
 
 
+def marked(field: Any, mark: Mapping[str, Any]) -> bool:
+    """Whether an option's ``Field`` has ``json_schema_extra`` of this mark (``EXECUTION``, ``SCOPE``)."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and mark.items() <= extra.items()
+
+
 def dumped_options(options: BaseModel, of_path: OfPath) -> dict[str, Any]:
     """All options as JSON values, with ``of_path`` of every path at any depth."""
     return _dumped_model(options, of_path, (), identity=False)
 
 
 def _dumped_model(options: BaseModel, of_path: OfPath, at: tuple[str | int, ...], *, identity: bool) -> dict[str, Any]:
-    left_out = {
-        name
-        for name, field in type(options).model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and EXECUTION.items() <= field.json_schema_extra.items()
-    }
+    left_out = {name for name, field in type(options).model_fields.items() if marked(field, EXECUTION)}
     dumped = options.model_dump(mode="json", exclude=left_out if identity else None)
     return {
         name: _dumped_value(getattr(options, name), value, of_path, (*at, name), identity)

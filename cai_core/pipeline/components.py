@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ class ComponentUse:
     """A component as a stage uses it. ``options``: all of them, JSON; ``identity_options``: those that a digest
     covers, with the content of files in place of their paths. ``role``: of the model that a backend holds, where that
     is not the stage's own. ``learns_from``: of an RL algorithm; ``reads``: of an evaluator. ``distributed``: whether it
-    trains in several processes."""
+    trains in several processes. ``members``: what it is made of, whose options and identity are in its own.
+    ``trains``: whether it, or what it is made of, trains a model."""
 
     kind: str
     id: str
@@ -33,6 +34,8 @@ class ComponentUse:
     learns_from: tuple[str, ...] = ()
     distributed: bool = False
     reads: tuple[str, ...] = ()
+    members: tuple[ComponentUse, ...] = ()
+    trains: bool = True
 
     def identity(self) -> dict[str, Any]:
         """What the digest of a stage covers of it."""
@@ -41,7 +44,15 @@ class ComponentUse:
 
     def as_dict(self) -> dict[str, Any]:
         """For a worker's job."""
-        return {"kind": self.kind, "id": self.id, "options": self.options, "revision": self.revision, "role": self.role}
+        found = {"kind": self.kind, "id": self.id, "options": self.options, "revision": self.revision}
+        found["role"] = self.role
+        return found | ({"members": [member.as_dict() for member in self.members]} if self.members else {})
+
+    def parts(self) -> Iterator[ComponentUse]:
+        """It and all that it is made of, at any depth."""
+        yield self
+        for member in self.members:
+            yield from member.parts()
 
 
 class Resolver:
@@ -101,7 +112,22 @@ class Resolver:
         if kind == "backend":
             identity.pop("model", None)
         component = offer.component
-        needs = _of(offer, options, "needs")
+        needs, roles = _of(offer, options, "needs"), _of(offer, options, "roles")
+        members = []
+        entries = getattr(options, component.members) if component.members else ()
+        for number, entry in enumerate(entries):
+            at = (*path, component.members, number)
+            chosen = ComponentRef.model_validate({**(entry.model_extra or {}), "name": getattr(entry, kind)})
+            member = self.use(kind, chosen, file, at, problems)
+            if member is None:
+                return None
+            for own, theirs in ((dumped, {kind: member.id, **member.options}), (identity, {kind: member.identity()})):
+                listed = own[component.members][number]
+                fields = {key: listed[key] for key in type(entry).model_fields if key in listed and key != kind}
+                own[component.members][number] = {**theirs, **fields}
+            needs += member.needs
+            roles += tuple(getattr(entry, "role", role) if role == "judge" else role for role in member.roles)
+            members.append(member)
         learns_from = tuple(component.learns_from) if kind == "rl_algorithm" else ()
         if "reward" in learns_from:
             needs = ("reward_model", *needs)
@@ -112,11 +138,13 @@ class Resolver:
             offer.version,
             dumped,
             identity,
-            needs,
-            _of(offer, options, "roles"),
+            tuple(dict.fromkeys(needs)),
+            tuple(dict.fromkeys(roles)),
             learns_from=learns_from,
             distributed=component.distributed,
             reads=_of(offer, options, "reads") if kind == "evaluator" else (),
+            members=tuple(members),
+            trains=component.trains or any(member.trains for member in members),
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:
@@ -156,13 +184,23 @@ def _of(offer: Offer, options: Any, what: str) -> tuple[str, ...]:
     return tuple(name for name in declared if name in asked)
 
 
+def parts(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """``ComponentUse.parts`` of what a worker's job holds of it."""
+    yield spec
+    for member in spec.get("members", ()):
+        yield from parts(member)
+
+
 def build_component(registry: Registry, spec: dict[str, Any], context: Any) -> Any:
     """The object that a worker's job asks for. Raises ``UserError`` when the installed plugin no longer fits."""
+    for part in parts(spec):
+        offer = registry.find(part["kind"], part["id"])
+        if offer.component.revision != part["revision"]:
+            raise UserError(
+                f"{part['id']} has revision {offer.component.revision} now and had {part['revision']} when the run "
+                "began",
+                hint="give the same command again",
+            )
     offer = registry.find(spec["kind"], spec["id"])
-    if offer.component.revision != spec["revision"]:
-        raise UserError(
-            f"{spec['id']} has revision {offer.component.revision} now and had {spec['revision']} when the run began",
-            hint="give the same command again",
-        )
     options = registry.options(offer, spec["options"], where=spec["id"])
     return offer.component.factory(options, context)

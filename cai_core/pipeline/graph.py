@@ -250,7 +250,7 @@ class _Builder:
             if recipe.reward is None or not self._needs(kind, latest, "label"):
                 return None
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
-            models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
+            models = self._reward_models(recipe, uses)
             return Stage("", kind, {"label": latest["label"]}, models, uses, _part(recipe, heldout=False))
         if kind == "heldout_reward":
             return self._heldout_reward(recipe, latest)
@@ -282,7 +282,7 @@ class _Builder:
             self._problem(("heldout_reward",), "there is no RL to watch with a held-out reward model", hint)
             return None
         uses = self._uses([_heldout_model(recipe)], recipe)
-        models = self._roles(recipe, uses, self._models(recipe, "reward_base"))
+        models = self._reward_models(recipe, uses)
         return Stage("", "reward", {"label": latest["label"]}, models, uses, _part(recipe, heldout=True))
 
     def _pairs_from(self, path: Path) -> Stage | None:
@@ -439,6 +439,11 @@ class _Builder:
         for role in [role for use in uses for role in use.roles if role not in models]:
             result |= self._models(recipe, role)
         return result
+
+    def _reward_models(self, recipe: Recipe, uses: tuple[ComponentUse, ...]) -> dict[str, ModelUse]:
+        """What a reward model is trained from, where it is, and what it asks."""
+        trained = any(use.trains for use in uses if use.kind == "reward_model")
+        return self._roles(recipe, uses, self._models(recipe, "reward_base") if trained else {})
 
     def _base(self, recipe: Recipe) -> ModelUse:
         name = recipe.models.get("base") or recipe.models.get("sft_base") or next(iter(recipe.models.values()), "")

@@ -19,6 +19,7 @@ from cai_core.store.canonical import derive_seed
 from cai_core.store.ledger import SQLiteLedger
 from cai_core.text.parts import held_back
 from cai_core.types.backend import Backend
+from cai_core.types.context import StageContext
 from cai_core.types.principles import Principle, constitution_from
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Conversation
@@ -131,6 +132,11 @@ class Job:
                 built.load(self.input("reward").path / "model")
             self._components[kind] = built
         return self._components[kind]
+
+    def member(self, kind: str, name: str, options: Mapping[str, Any], context: StageContext) -> Any:
+        """See ``StageContext``."""
+        offer = self.registry.find(kind, name)
+        return offer.component.factory(self.registry.options(offer, options, where=offer.id), context)
 
     def reward_model(self, folder: Path) -> RewardModel:
         """See ``StageContext``."""

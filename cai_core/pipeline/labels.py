@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cai_core.calibration import accuracy, brier, calibration_error, length_slope
+from cai_core.intervals import wilson
 from cai_core.pipeline.tables import LABELS
 from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import read_table
@@ -17,10 +18,11 @@ from cai_core.types.records import conversation
 from cai_core.types.reward import Preference
 
 CHANCE = 0.5  # two options
-# Our choices. A judge whose choice changes with the order more often than not judges the order; labels that follow
-# length in nine of ten pairs are a ruler's; under half of the mass on the letters the judge wants to say something
-# else; and a fifth of pairs without a label is no longer a random part. Fewer pairs than 20 show none of it.
-MOST_FLIPS = 0.5
+# Our choices. A coin tossed for each order changes its answer in about half of the pairs; labels that follow length in
+# nine of ten pairs are a ruler's; under half of the mass on the letters the judge wants to say something else; and a
+# fifth of pairs without a label is no longer a random part. Fewer pairs than 20 show none of it.
+MOST_FLIPS = 0.4
+MOST_BIAS = 0.25
 MOST_LENGTH = 0.9
 LEAST_MASS = 0.5
 MOST_FAILED = 0.2
@@ -33,6 +35,7 @@ SHOWN = (
     ("mass", "probability on the two letters", "{:.1%}"),
     ("position_bias", "position bias (0: none)", "{:+.3f}"),
     ("flip_rate", "answers that change with the order", "{:.1%}"),
+    ("flips_to_first", "of these, to what is shown first", "{:.1%}"),
     ("tie_rate", "ties", "{:.1%}"),
     ("refusal_rate", "refused by the judge", "{:.1%}"),
     ("unreadable_rate", "unreadable", "{:.1%}"),
@@ -49,7 +52,8 @@ def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     the others, since nothing can be preferred to itself. entropy: mean binary entropy in nats (0.693 = no opinion).
     mean_p, mean_gap: mean of P(A preferred) and of its distance from 0.5. mass: mean probability on the two letters.
     position_bias: mean of P(first shown preferred) - 0.5. flip_rate: share of pairs, asked in both orders, whose
-    preferred answer changes with the order; an order without a preference changes nothing. tie_rate, refusal_rate,
+    preferred answer changes with the order; an order without a preference changes nothing. flips_to_first: share of
+    those that preferred what was shown first both times. tie_rate, refusal_rate,
     unreadable_rate: of all comparisons that were judged, those whose judge called a tie (a label of exactly 0.5
     counts too), refused, or could not be read. longer_preferred: share of labels other than 0.5, answers of unequal
     length, that prefer the longer one. length_slope: change of p when an answer is twice as long as the other.
@@ -78,6 +82,7 @@ def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mass": _mean([row["evidence"]["mass"] for row in labelled if "mass" in _evidence(row)]),
         "position_bias": _mean([bias for row in labelled if (bias := _bias(row)) is not None]),
         "flip_rate": _mean([flip for row in labelled if (flip := _flip(row)) is not None]),
+        "flips_to_first": _mean([row["evidence"]["p_a_first"] > 0.5 for row in labelled if _flip(row)]),
         "tie_rate": _mean(ties),
         "refusal_rate": _mean([_failed(row, "refusal") for row in judged]),
         "unreadable_rate": _mean(unreadable),
@@ -104,12 +109,19 @@ def label_warnings(statistics: Mapping[str, Any]) -> list[str]:
         return found
     flips, bias, longer = (statistics[key] for key in ("flip_rate", "position_bias", "longer_preferred"))
     if flips is not None and flips > MOST_FLIPS:
-        place = "first" if (bias or 0) > 0 else "second"
-        found.append(
-            f"The judge goes by position: its answer changes with the order in {flips:.0%} of the pairs "
-            f"(it likes what is shown {place})."
-        )
-    elif flips is None and bias is not None and abs(bias) > MOST_FLIPS / 2:
+        first, changed = statistics["flips_to_first"], round(flips * (n - statistics["equal_answers"]))
+        low, high = wilson(first * changed, changed)
+        if low <= 0.5 <= high:
+            found.append(
+                f"The judge contradicts itself: its answer changes with the order in {flips:.0%} of the pairs, to the "
+                "first as to the second, as a coin would."
+            )
+        else:
+            found.append(
+                f"The judge goes by position: its answer changes with the order in {flips:.0%} of the pairs "
+                f"(it likes what is shown {'first' if first > 0.5 else 'second'})."
+            )
+    elif flips is None and bias is not None and abs(bias) > MOST_BIAS:
         found.append(f"The judge goes by position ({bias:+.2f}), and only one order was asked: set `swap: true`.")
     if longer is not None and not 1 - MOST_LENGTH < longer < MOST_LENGTH:
         which = "longer" if longer > 0.5 else "shorter"

@@ -255,6 +255,10 @@ def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
                     name,
                 )
         return found
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if lists and all(isinstance(item, Mapping) for item in (*old, *new)):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for i, (one, other) in pairs for found in _differences(one, other, f"{path}.{i}")]
     return [] if old == new else [(path, old, new)]
 
 

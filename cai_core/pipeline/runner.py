@@ -260,7 +260,7 @@ class _Run:
         recipe = self.plan.file.recipe
         components = {}
         for planned in self.plan.stages:
-            for use in planned.stage.components:
+            for use in (part for whole in planned.stage.components for part in whole.parts()):
                 components[use.kind, use.id] = {
                     "kind": use.kind,
                     "id": use.id,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, PluginError, UserErrors
+from cai_core.pipeline.components import parts
 from cai_core.pipeline.job import Job, JobSpec, workdir
 from cai_core.pipeline.ranks import Ranks, join_ranks, rank
 from cai_core.plugins import load_plugins
@@ -212,7 +213,7 @@ def _stage(spec: JobSpec | None) -> str:
 
 def _plugin_of(error: BaseException, spec: JobSpec) -> str:
     """The component of the stage in whose package the error came up, as far as the traceback tells; "" if none."""
-    used = {(part["kind"], part["id"]) for part in spec.components}
+    used = {(part["kind"], part["id"]) for component in spec.components for part in parts(component)}
     offers = [offer for offer in load_plugins(disable=spec.disabled_plugins).offers if (offer.kind, offer.id) in used]
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__", ""))

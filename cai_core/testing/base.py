@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import subprocess
 import sys
@@ -14,20 +13,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cai_core.plugins import Offer, load_plugins
-from cai_core.registry import Registry, identity_options
-from cai_core.testing.context import TestContext
+from cai_core.plugins import Offer
+from cai_core.registry import identity_options
+from cai_core.testing.context import TestContext, registry
 from cai_core.types.backend import Backend
 from cai_core.types.reward import Preference
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "evaluate", "peft", "accelerate", "scipy")
 """What a plugin's module may not import at the top: ``cai plugins list`` imports it."""
-
-
-@functools.cache
-def registry() -> Registry:
-    """All installed plugins."""
-    return Registry(load_plugins())
 
 
 class Conformance:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cai_core.plugins import load_plugins
+from cai_core.registry import Registry
 from cai_core.types.backend import Backend
+from cai_core.types.context import StageContext
 from cai_core.types.principles import Constitution, Principle
 from cai_core.types.records import Conversation
 from cai_core.types.reward import Preference, RewardModel
@@ -35,6 +39,12 @@ PRINCIPLES = (
 )
 
 CONSTITUTION = Constitution("kit", "1", "Three principles for tests", PRINCIPLES, digest="0" * 64)
+
+
+@functools.cache
+def registry() -> Registry:
+    """All installed plugins."""
+    return Registry(load_plugins())
 
 
 class Interrupted(BaseException):
@@ -97,6 +107,11 @@ class TestContext:
         if kind not in self.components:
             raise AssertionError(f"the component asked for a {kind}; name it in `needs` of Component and of the test")
         return self.components[kind]
+
+    def member(self, kind: str, name: str, options: Mapping[str, Any], context: StageContext) -> Any:
+        """The component of an installed plugin."""
+        offer = registry().find(kind, name)
+        return offer.component.factory(registry().options(offer, options, where=offer.id), context)
 
     def reward_model(self, folder: Path) -> Any:
         """The reward model among the components, whatever the folder."""

@@ -201,6 +201,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "mass": 0.9,
             "position_bias": None,
             "flip_rate": 1.0,
+            "flips_to_first": None,
             "longer_preferred": 0.5,
             "length_slope": -0.01,
             "tie_rate": 0.1,

@@ -15,6 +15,11 @@ EXECUTION: dict[str, Any] = {"execution": True}
 """Put ``json_schema_extra=EXECUTION`` on an option's ``Field`` that changes how work is done and never what comes out
 (token budget, concurrency, logging). It is recorded with the run and left out of the digest."""
 
+SCOPE: dict[str, Any] = {"scope": True}
+"""Put ``json_schema_extra=SCOPE`` on an option of an evaluator that decides which units there are or how rows are
+summed up, and never what the row of a unit with the same payload says. When it changes the metrics are made anew, and
+the rows that are there stay."""
+
 
 @dataclass(frozen=True, slots=True)
 class Component(Generic[P_co]):
@@ -42,10 +47,17 @@ class Component(Generic[P_co]):
         launch`` starts (``launch.processes``). Each process calls it with the same arguments, except that ``out`` is a
         folder to throw away in all but the first; the result must be that of one process, up to rounding. Without it
         the stage has one process, whatever the recipe says of all stages.
+    trains: of a reward model, whether ``fit`` trains the model in the role "reward_base". Without it there is no such
+        model in the stage, and ``fit`` is handed ``workdir`` in its place.
     reads: of an evaluator, what it reads of a run besides the models: "answers" (to the held-out prompts), "reward"
         (the fitted reward model, where it ``needs`` one; without this the component is handed out unfitted, for those
         who load a model of another run), "chains" (critiques and revisions) and "training" (the training prompts).
         ``reads_of``: of options, those of ``reads`` that are read with them.
+    members: of a component made of others of its own kind, the option that lists them: models that allow extras, each
+        with a field called as the kind ("labeler") that names the member. Fields of the model are the composite's, all
+        else are the member's options. The pipeline checks members as if they stood in the recipe themselves; their ids,
+        revisions and options are part of every digest, their ``needs`` and ``roles`` are added to the composite's own,
+        and ``context.member`` builds them. A field ``role`` names the model that the member is given as its "judge".
     """
 
     name: str
@@ -61,3 +73,5 @@ class Component(Generic[P_co]):
     reads: tuple[str, ...] = ("answers", "reward")
     reads_of: Callable[[Any], Collection[str]] | None = None
     needs_of: Callable[[Any], Collection[str]] | None = None
+    members: str = ""
+    trains: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,11 @@ class StageContext(Protocol):
 
     def component(self, kind: str) -> Any:
         """The component of another kind that this one declared in ``needs``."""
+        ...
+
+    def member(self, kind: str, name: str, options: Mapping[str, Any], context: StageContext) -> Any:
+        """The component of this kind and name with these options, for one that is made of others (``members`` of
+        ``Component``). ``context``: what the member is handed, this one or one that differs from it."""
         ...
 
     def reward_model(self, folder: Path) -> RewardModel:

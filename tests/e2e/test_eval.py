@@ -17,6 +17,7 @@ from cai_core.cli.main import main
 from cai_core.pipeline.tables import EVAL_ROWS
 from cai_core.store.tables import read_table
 from cai_core.testing.tiny import tiny_model
+from servers import FaultServer
 
 ECHO = ("server:x", "--backend", "echo")
 
@@ -68,6 +69,30 @@ def test_a_folder_is_evaluated_alone_and_nothing_is_asked_twice(folder: Folder, 
     assert metric["per_item"].keys() == {row["id"] for row in rows}
     assert not [*(folder.path / ".cai/store/artifacts").glob("answers-*")], "it reads no answers, so none are made"
     assert "reused" in folder.eval(str(model), "--suite", "hhh", "--limit", "4")
+
+
+def test_what_is_scored_stays_when_only_the_choice_of_items_changes(folder: Folder) -> None:
+    """Counted at the server: a unit costs a call per option and order."""
+    ends = {"corrects": [" (A)"], "incorrects": [" (B)"]}
+    asks = "Is {} odd? Options:\n (A) yes\n (B) no\n\nThe answer is:"
+    items = [{"id": n, "prompt": asks.format(n), **ends} for n in range(12)]
+    folder.write("d.jsonl", *items)
+    with FaultServer() as server:
+        backend = f"{{name: openai, base_url: '{server.url}'}}"
+
+        def asked(*options: str) -> int:
+            before = len(server.calls)
+            given = [part for option in ("data=d.jsonl", *options) for part in ("--option", option)]
+            found = folder.eval("server:m", "--suite", "multiple_choice", "--backend", backend, "--json", *given)
+            assert json.loads(found)["counts"][0]["scored"] > 0
+            return len(server.calls) - before
+
+        assert asked("limit=4") == 4 * 4
+        assert asked("limit=6") == 2 * 4, "the first four are scored already"
+        assert asked("limit=6", "title=again", "leaked=d.jsonl") == 0, "rows are summed up in another way"
+        assert asked("limit=6", "both_orders=false") == 6 * 2, "another way of scoring"
+        folder.write("d.jsonl", *items, {**items[0], "id": "new"})
+        assert asked() == 7 * 4, "those that nobody asked, in a longer file"
 
 
 def test_several_suites_share_the_answers_to_prompts_of_ones_own(folder: Folder) -> None:

@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModel, AutoTokenizer
 
 from cai_core.errors import UserError
+from cai_core.testing import TestContext
+from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import ScoreRequest, Scores
 from cai_core.types.evaluator import Answer, EvalInput
 from cai_core.types.prompts import Prompt
@@ -21,6 +26,7 @@ from cai_core.types.records import Message, UnitFailure
 from cai_plugins.evaluators.harm_score import HarmScore
 from cai_plugins.evaluators.plugin import HarmScoreOptions
 from cai_plugins.evaluators.regressor import _features, _ridge, fit
+from cai_plugins.evaluators.states import States
 
 GIVEN = EvalInput(
     ("m",),
@@ -76,6 +82,34 @@ def test_a_labelled_file_makes_the_score(tmp_path: Path) -> None:
     (harmful, harmless) = evaluator.summarise(list(rows.values()))
     assert (harmful.id, harmful.n, harmless.value) == ("harm_score.harmful", 3, None)
     assert "R2" in harmful.note
+
+
+def test_hidden_states_are_read_text_by_text_and_carry_what_words_do(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny")
+    context = TestContext(tmp_path / "w")
+    states = States(folder, context)
+    texts = [row["answer"] for row in labelled(30)] + ["", "x <|im_end|> y"]
+    found = states(texts)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32)
+    for number in (0, 7):
+        ids = tokenizer(texts[number], return_tensors="pt").input_ids
+        expected = model(input_ids=ids).last_hidden_state[0].mean(0).detach().numpy()
+        assert found[number] == pytest.approx(expected, abs=1e-5), "padding and company do not matter"
+    assert np.isfinite(found).all()
+    rows = labelled(200)
+    learnt = fit([row["answer"] for row in rows], [row["rating"] for row in rows], states)
+    assert learnt.r2 > 0.5, "even a random model's states tell how often a word is there"
+    low, high = learnt.predict(["fine fine fine fine", "awful awful awful awful"])
+    assert low < high
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    evaluator = HarmScore(HarmScoreOptions(data=data, features=folder), context)
+    (harmful, _) = evaluator.summarise(list(evaluator.run(evaluator.units(GIVEN))))
+    assert "hidden states of tiny" in harmful.note
+    with pytest.raises(UserError, match="model"):
+        HarmScore(HarmScoreOptions(data=data, features=tmp_path / "w"), context)
+    with pytest.raises(ValidationError, match="which needs `data`"):
+        HarmScoreOptions(features=folder)
 
 
 def test_a_judge_gives_the_expected_rating_and_fails_alone() -> None:

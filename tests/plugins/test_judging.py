@@ -28,6 +28,7 @@ from cai_core.pipeline.labels import (
 from cai_core.pipeline.tables import LABELS
 from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import write_table
+from cai_core.testing import TestContext
 from cai_core.testing.judges import ScriptedJudge, always_first
 from cai_core.testing.tiny import tiny_model
 from cai_core.testing.verdicts import VERDICTS
@@ -67,7 +68,10 @@ def shown(text: str) -> tuple[str, str]:
 
 
 def context(judge: Any, constitution: Constitution = CONSTITUTION) -> Any:
-    return SimpleNamespace(constitution=constitution, backend=lambda role: judge, seed=0)
+    member = TestContext.member
+    return SimpleNamespace(
+        constitution=constitution, backend=lambda role: judge, seed=0, member=lambda *given: member(None, *given)
+    )
 
 
 class Judge:
@@ -422,6 +426,15 @@ def noise(first: str, second: str) -> float:
     return 0.9 if (first == low) == heads else 0.1
 
 
+def coin(width: float) -> Callable[[str, str], float]:
+    """Noise around one half, another one in each order."""
+
+    def p_first(first: str, second: str) -> float:
+        return 0.5 + width * (2 * hashlib.sha256(f"{first}\0{second}".encode()).digest()[0] / 255 - 1)
+
+    return p_first
+
+
 def counted(word: str) -> Callable[[str, str], float]:
     def p_first(first: str, second: str) -> float:
         more = first.lower().count(word) - second.lower().count(word)
@@ -439,6 +452,9 @@ JUDGES: dict[str, Callable[[str, str], float]] = {
     "alphabetical": lambda first, second: 0.9 if first < second else 0.1,
     "word": counted("the"),
     "random": noise,
+    "coin": coin(0.05),
+    "faint coin": coin(0.005),
+    "exclamations": counted("!"),
     "ties": lambda first, second: 0.5,
     "perfect": lambda first, second: 0.9 if first in BETTER else 0.1,
     "contrary": lambda first, second: 0.1 if first in BETTER else 0.9,
@@ -496,8 +512,15 @@ def test_scripted_judges_are_recognised_for_what_they_are(name: str, labeler: st
         assert flag(metrics)
         assert "at chance" in str(flag(metrics))
         assert statistics["human"]["accuracy"] == pytest.approx(metrics["audit.accuracy"].value)
-    elif name == "word":
+    elif name in ("word", "exclamations"):
         assert flag(metrics)
+        assert "position" not in warnings
+        assert "contradicts" not in warnings
+    elif name in ("coin", "faint coin"):
+        assert flag(metrics)
+        assert "goes by position" not in warnings
+        assert ("contradicts itself" in warnings) == (both and not words)
+        assert ("next to nothing" in warnings) == (name == "faint coin" and labeler in ("logprob", "one order", "cot"))
     elif name == "ties":
         assert statistics["tie_rate"] == 1.0
         assert flag(metrics)

@@ -197,6 +197,46 @@ def test_probabilities_after_several_reasonings_are_averaged_and_clamped(tmp_pat
     assert metrics["multiple_choice"].value == 1.0
 
 
+@pytest.mark.parametrize("format", ["raw", "chat"])
+def test_worked_examples_of_reasoning_stand_before_the_question(tmp_path: Path, format: str) -> None:
+    data = write(tmp_path / "d.jsonl", lettered("Tea?", "yes", "no", correct=0, id="t"))
+    shown = [
+        lettered(f"Milk {n}?", "no", "yes", correct=1, id=n, reasoning=f"Reason {n} is for (B).") for n in range(3)
+    ]
+    bare = lettered("Bare?", "no", "yes", correct=1, id="bare")
+    examples = write(tmp_path / "e.jsonl", bare, *shown)
+    backend = Scripted(lambda text, letter: 0.9 if behind(text, letter) == "yes" else 0.1, lambda r: " I see.")
+    found, metrics, _ = evaluate(backend, data=data, cot=True, shots=2, examples=examples, format=format)
+    assert found["t"].values["p_correct"] == pytest.approx(0.9)
+    assert "2 worked examples, chain of thought" in metrics["multiple_choice"].note
+    first = next(r for r in backend.asked if r.id.split("/")[1] == "0").input
+    question = shown[0]["prompt"].removesuffix("\n\nThe answer is:").strip()
+    if format == "chat":
+        assert [m.role for m in first.messages] == ["user", "assistant", "user", "assistant", "user"]
+        assert first.messages[0].content == question
+        said = "Let's think step by step: Reason 0 is for (B).\n\nSo the answer is: (B)"
+        assert first.messages[1].content == said
+        assert (first.prefill, "Bare?" in str(first.messages)) == ("Let's think step by step:", False)
+    else:
+        inner = question.replace("\n\nHuman:", "\n\nH:")
+        said = f"\n\nHuman: {inner}\n\nAssistant: Let's think step by step: Reason 0 is for (B)."
+        assert first.text.startswith(said + "\n\nHuman:\nSo the answer is: (B)\n\nHuman: Consider")
+        assert first.text.count("So the answer is:") == 2
+        assert "Bare?" not in first.text
+    mixed = write(tmp_path / "m.jsonl", bare, *shown, lettered("Tea?", "yes", "no", correct=0, id="t"))
+    found, _, _ = evaluate(backend, data=mixed, cot=True, shots=3, format=format)
+    assert found.keys() == {"bare", "t"}, "of one file, those with reasoning are set aside"
+
+
+def test_comparisons_are_asked_as_two_options(tmp_path: Path) -> None:
+    pairs = [{"id": n, "prompt": f"Bake {n}?", "chosen": "Mix flour.", "rejected": "No."} for n in range(8)]
+    data = write(tmp_path / "d.jsonl", *pairs)
+    backend = Scripted(lambda text, letter: 0.9 if "Mix" in behind(text, letter) else 0.1)
+    found, metrics, _ = evaluate(backend, data=data)
+    assert (len(found), metrics["multiple_choice"].value) == (8, 1.0)
+    assert "\n\nHuman: Bake" in backend.scored[0].text
+
+
 def test_a_failed_reasoning_or_score_fails_its_item_alone(tmp_path: Path) -> None:
     class Breaks(Scripted):
         def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
@@ -304,6 +344,7 @@ def test_what_cannot_be_asked_is_told(tmp_path: Path) -> None:
         ({"cot": True}, "reasoning needs options behind letters"),
         ({"shots": 1}, "all items are worked examples"),
         ({"shots": 2, "examples": plain}, "2 worked examples are asked for and there are 1"),
+        ({"cot": True, "shots": 1, "examples": plain}, '1 worked examples with "reasoning": ".*there are 0'),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(backend, data=plain, **options)

@@ -32,7 +32,6 @@ from cai_plugins.rewards.plugin import (
     Pattern,
     Proposition,
     RulesOptions,
-    ensemble_roles,
     make_ensemble,
     make_judge,
     make_rules,
@@ -351,13 +350,6 @@ def test_only_what_asks_the_judge_needs_one() -> None:
     asking = {"propositions": ({"statement": "It is kind.", "weight": 1},)}
     assert rules_roles(RulesOptions()) == ()
     assert rules_roles(RulesOptions.model_validate(asking)) == ("judge",)
-
-    def roles(*members: dict[str, Any]) -> tuple[str, ...]:
-        return ensemble_roles(EnsembleOptions.model_validate({"members": members}))
-
-    assert roles({"reward_model": "rules"}, {"reward_model": "preference"}) == ()
-    assert roles({"reward_model": "rules"}, {"reward_model": "rules", **asking}) == ("judge",)
-    assert roles({"reward_model": "rules"}, {"reward_model": "judge"}) == ("judge",)
 
 
 # ensembles -----------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import CHUNK, failure_record
 from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, read_prompts
-from cai_core.store.canonical import canonical, write_json
+from cai_core.registry import marked
+from cai_core.store.canonical import canonical, derive_seed, write_json
 from cai_core.store.ledger import Row
 from cai_core.store.tables import read_table, write_table
+from cai_core.types.component import SCOPE
 from cai_core.types.evaluator import Answer, Chain, EvalInput, EvalRow, Evaluator, EvalUnit, HasCurves
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import UnitFailure, conversation
@@ -30,9 +32,11 @@ class _Evaluation:
         self.evaluator = evaluator
         self.units = list(evaluator.units(given))
         self.rows: list[EvalRow] = []
+        fields = job.registry.find("evaluator", spec["id"]).component.options.model_fields
+        scoring = {name: value for name, value in identity["options"].items() if not marked(fields[name], SCOPE)}
         own = {"id": spec["id"], "revision": spec["revision"]}
         covered = [c for c in job.spec.identity["components"] if c["kind"] != "evaluator"]
-        self.identity = {"evaluator": {**own, "options": identity["options"]}, "with": covered}
+        self.identity = {"evaluator": {**own, "options": scoring}, "with": covered}
         models = job.spec.identity["models"]
         if roles := {role: models[role] for role in models if role not in given.models}:
             self.identity["roles"] = roles  # e.g. a judge that an evaluator asks about the models' answers
@@ -78,6 +82,8 @@ class _Shifted:
 def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     """Writes ``rows.parquet``, ``metrics.json``, ``curves.json`` and ``counts.json``. Units of one model run together,
     so that it is loaded once."""
+    # Not the stage's: rows stay when others are added, so what is drawn for them may not depend on those.
+    job.seed = derive_seed(job.spec.seed, job.spec.kind)
     models = tuple(job.spec.settings["models"])
     answers, unanswered = _answers(job, models)
     # What the reward picked is answers alone: there is no model of its own to ask for probabilities.

@@ -32,7 +32,8 @@ def run_reward(job: Job, folder: Path) -> dict[str, Any]:
     """Fits the reward model on the soft labels (section 4.1); writes ``model/`` and ``training.json``."""
     labels, unlabelled = _labels(job)
     model = job.component("reward_model")
-    result = model.fit(Path(job.spec.models["reward_base"]), labels, folder / "model")
+    base = Path(job.spec.models["reward_base"]) if "reward_base" in job.spec.models else job.workdir
+    result = model.fit(base, labels, folder / "model")
     return _finish(job, folder, result, {"ok": len(labels), "unlabelled": unlabelled})
 
 

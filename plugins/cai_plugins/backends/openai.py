@@ -446,7 +446,8 @@ class OpenAIBackend:
             raise UserError(
                 "this tokenizer has no chat template, so it cannot render a conversation",
                 where=self.options.tokenizer,
-                hint="use a raw-text template (critique_template: paper, labeler format: paper), or a chat model",
+                hint="use a raw-text template (critique_template: paper, labeler format: paper, reward format: text), "
+                "or a chat model",
             )
         from jinja2.exceptions import TemplateError
 
@@ -503,15 +504,17 @@ class OpenAIBackend:
             raise CAIError(
                 "a server scores text, and this is a conversation",
                 where=self.options.base_url,
-                hint="set `tokenizer` of the backend to the model's folder or hub id, or use a raw-text format",
+                hint="set `tokenizer` of the backend to the model's folder or hub id, or ask in raw text (`format: "
+                "paper` of a labeler, `format: text` of a reward)",
             )
-        encoded: list[list[int]] = (
-            self._continuations(request) if self._tokenizer is not None else [[]] * len(request.continuations)
-        )
-        found = [
-            await self._logprob(request.input, text, own, began)
-            for text, own in zip(request.continuations, encoded, strict=True)
-        ]
+        texts = request.continuations
+        if self._tokenizer is not None:
+            before: list[int] | str = self._ids(request.input)
+            encoded = self._continuations(request)
+        else:
+            before = _encodable(request.input.text + request.input.prefill)
+            encoded = [[]] * len(texts)
+        found = [await self._logprob(before, text, own, began) for text, own in zip(texts, encoded, strict=True)]
         return Scores(
             request.id,
             tuple(value for value, _, _ in found),
@@ -523,15 +526,11 @@ class OpenAIBackend:
         return encode_continuations(self._tokenizer, self._plain, request, self.options.tokenizer)
 
     async def _logprob(
-        self, given: ModelInput, continuation: str, own: list[int], began: float
+        self, before: list[int] | str, continuation: str, own: list[int], began: float
     ) -> tuple[float, int, int]:
-        """(log-probability of ``continuation`` after ``given``, its tokens, the tokens before it). ``own``: what it
-        is encoded as here, empty where the server does it."""
-        prompt: list[int] | str
-        if own:
-            prompt = self._ids(given) + own
-        else:
-            prompt = _encodable(given.text + given.prefill) + _encodable(continuation)
+        """(log-probability of ``continuation`` after ``before``, its tokens, the tokens before it). ``own``: what it
+        is encoded as here, where ``before`` is tokens; empty where the server encodes."""
+        prompt = before + _encodable(continuation) if isinstance(before, str) else before + own
         body = {
             "model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True,
         }  # fmt: skip

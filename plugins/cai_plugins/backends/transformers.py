@@ -170,7 +170,8 @@ class TransformersBackend:
             raise UserError(
                 "this model has no chat template, so it cannot read a conversation",
                 where=self.options.model,
-                hint="use a raw-text template (critique_template: paper, labeler format: paper), or a chat model",
+                hint="use a raw-text template (critique_template: paper, labeler format: paper, reward format: text), "
+                "or a chat model",
             )
         turns = [{"role": m.role, "content": self._plain(m.content)} for m in model_input.messages]
         text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

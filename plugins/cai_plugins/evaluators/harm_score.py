@@ -22,7 +22,7 @@ from cai_core.types.records import Message, ModelInput, conversation
 from cai_plugins.evaluators.asking import answer_units, judged
 from cai_plugins.evaluators.measures import by_model, mean
 from cai_plugins.evaluators.plugin import HarmScoreOptions
-from cai_plugins.evaluators.regressor import fit
+from cai_plugins.evaluators.regressor import Features, fit
 
 SCALE = (" 0", " 1", " 2", " 3", " 4")
 QUESTION = (
@@ -42,14 +42,21 @@ class HarmScore:
         self.note = "0 (none) to 4. The judge's expected rating; how well it agrees with people was not measured here."
         if options.data is not None:
             texts, ratings = _labelled(options.data)
+            read: Features | None = None
+            if options.features is not None:
+                from cai_plugins.evaluators.states import States
+
+                read = States(options.features, context)
             try:
-                self.fitted = fit(texts, ratings)
+                self.fitted = fit(texts, ratings, read)
             except ValueError as error:
                 raise UserError(str(error), where=str(options.data)) from error
             found = self.fitted
+            of = f"hidden states of {options.features.name}" if options.features else "words"
             self.note = (
-                f"A linear regressor on words, fitted to {found.n} texts of {options.data.name}; on {found.heldout} "
-                f"others R2 {found.r2:.2f}, root mean squared error {found.rmse:.2f}."
+                f"A linear regressor on {of}, "
+                f"fitted to {found.n} texts of {options.data.name}; on {found.heldout} others R2 {found.r2:.2f}, root "
+                f"mean squared error {found.rmse:.2f}."
             )
             if found.r2 < 0.1:
                 self.note += " It hardly predicts the labels: read nothing into these scores."

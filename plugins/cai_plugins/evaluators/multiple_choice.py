@@ -7,6 +7,7 @@ of the options, worked examples with every position equally often, leaked items 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,13 +48,18 @@ class MultipleChoice:
         self.base = f"{base}.{options.title}" if options.title else base
         self.what = f"{what} ({options.title})" if options.title else what
         shots = options.shots
-        if shots and not examples:  # those with the lowest hash, so that a larger file keeps most of them
-            ranked = sorted(items, key=lambda item: sha256(f"shot/{item['id']}".encode()).digest())
-            examples = ranked[:shots]
+        if options.cot:
+            examples = [item for item in examples if item.get("reasoning")]
+        if shots and options.examples is None:  # those with the lowest hash, so that a larger file keeps most of them
+            usable = [item for item in items if item.get("reasoning") or not options.cot]
+            examples = sorted(usable, key=lambda item: sha256(f"shot/{item['id']}".encode()).digest())[:shots]
         self.examples = list(examples[:shots])
         if shots > len(self.examples):
-            message = f"{shots} worked examples are asked for and there are {len(self.examples)}"
-            raise UserError(message, where="shots", hint="ask for fewer, or give a file with more")
+            lacking = 'with "reasoning": "..." in their line ' if options.cot else ""
+            message = f"{shots} worked examples {lacking}are asked for and there are {len(self.examples)}"
+            raise UserError(message, where="shots", hint="ask for fewer, or give a file with more as `examples`")
+        content = json.dumps(self.examples, sort_keys=True)
+        self.shown = {"examples": sha256(content.encode()).hexdigest()[:16]} if shots else {}
         shown = {item["id"] for item in self.examples} if options.examples is None else set()
         self.items = [item for item in items if item["id"] not in shown]
         if not self.items:
@@ -70,9 +76,9 @@ class MultipleChoice:
         self.training: frozenset[str] = frozenset()
 
     def units(self, given: EvalInput) -> Sequence[EvalUnit]:
-        """Every item for every model."""
+        """Every item for every model. The payload says which worked examples stand before it."""
         self.training = frozenset(plain(prompt.messages[-1].content) for prompt in given.training)
-        return [EvalUnit(item["id"], model, item) for model in given.models for item in self.items]
+        return [EvalUnit(item["id"], model, {**item, **self.shown}) for model in given.models for item in self.items]
 
     def run(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
         """``p``: probability of each option of the file, in its order (after both orders were averaged); ``p_correct``
@@ -196,12 +202,25 @@ class MultipleChoice:
         return ModelInput(messages=(*turns, Message("user", question)), prefill=prefill)
 
     def _reasoning(self, item: Mapping[str, Any], order: int) -> ModelInput:
-        prompt = prompt_of(item, _order(item, order)).removesuffix(str(item["tail"]))
+        question = _question(item, _order(item, order))
+        # Not turned round as examples without reasoning are: the reasoning may name the letters.
+        worked = [
+            (_question(example, None), f" {example['reasoning'].strip()}", example["options"][example["correct"][0]])
+            for example in self.examples
+        ]
         if self.options.format == "chat":
-            return ModelInput(messages=(Message("user", prompt.strip()),), prefill=START, stop=(READ_OUT,))
+            turns: list[Message] = []
+            for asked, reasoning, answer in worked:
+                text = f"{START}{reasoning}\n\n{READ_OUT}{answer}"
+                turns += [Message("user", asked), Message("assistant", text)]
+            return ModelInput(messages=(*turns, Message("user", question)), prefill=START, stop=(READ_OUT,))
         # The inner conversation's roles are H and A, as in the paper's examples, so that they are not the outer turns.
-        inner = prompt.strip().replace("\n\nHuman:", "\n\nH:").replace("\n\nAssistant:", "\n\nA:")
-        return ModelInput(text=f"\n\nHuman: {inner}\n\nAssistant: {START}", stop=("\n\nHuman:", READ_OUT))
+        before = "".join(
+            f"\n\nHuman: {_inner(asked)}\n\nAssistant: {START}{reasoning}\n\nHuman:\n{READ_OUT}{answer}"
+            for asked, reasoning, answer in worked
+        )
+        text = f"{before}\n\nHuman: {_inner(question)}\n\nAssistant: {START}"
+        return ModelInput(text=text, stop=("\n\nHuman:", READ_OUT))
 
     def _said(self, item: Mapping[str, Any]) -> tuple[str, ...]:
         """The options; a chat turn that nothing begins does not begin with a space."""
@@ -211,6 +230,15 @@ class MultipleChoice:
     def _seed(self, unit: EvalUnit, order: int, sample: int) -> int:
         text = f"cot/{self.context.seed}/{unit.id}/{order}/{sample}"
         return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _question(item: Mapping[str, Any], order: Sequence[int] | None) -> str:
+    """What is reasoned about: the prompt without the line that asks for the letter at once."""
+    return prompt_of(item, order).removesuffix(str(item["tail"])).strip()
+
+
+def _inner(question: str) -> str:
+    return question.replace("\n\nHuman:", "\n\nH:").replace("\n\nAssistant:", "\n\nA:")
 
 
 def _order(item: Mapping[str, Any], order: int) -> list[int] | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cai_core.hookspecs import hookimpl
-from cai_core.types.component import Component
+from cai_core.types.component import SCOPE, Component
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import Evaluator
 
@@ -25,8 +25,8 @@ class HHHOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Path | None = Field(None, description=DATA)
-    limit: int | None = Field(None, ge=1, description=LIMIT)
+    data: Path | None = Field(None, description=DATA, json_schema_extra=SCOPE)
+    limit: int | None = Field(None, ge=1, description=LIMIT, json_schema_extra=SCOPE)
     signal: Literal["likelihood", "choice"] = Field(
         "likelihood",
         description="likelihood: how much likelier the prompt makes each answer (PMI); choice: (A) or (B), both orders",
@@ -37,26 +37,36 @@ class _ChoiceOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str = Field(
-        "", pattern=r"^[a-z0-9_]*$", description="tells metrics apart where the evaluator stands there twice"
+        "",
+        pattern=r"^[a-z0-9_]*$",
+        description="tells metrics apart where the evaluator stands there twice",
+        json_schema_extra=SCOPE,
     )
-    limit: int | None = Field(None, ge=1, description="so many items, chosen by hash; null is all")
+    limit: int | None = Field(
+        None, ge=1, description="so many items, chosen by hash; null is all", json_schema_extra=SCOPE
+    )
     format: Literal["raw", "chat"] = Field(
         "raw", description="raw: the prompt as text, as the paper asks a pretrained model; chat: as turns"
     )
     # The paper's Figure 12 compares 0 with some; section 3.10 of its released files has five.
     shots: int = Field(0, ge=0, le=64, description="worked examples before each item, the same for all")
     examples: Path | None = Field(
-        None, description="file of the same form that worked examples are taken from; null: items set aside by hash"
+        None,
+        description="file of the same form that worked examples are taken from; null: items set aside by hash, for "
+        "`cot` those with `reasoning`",
     )
     leaked: Path | None = Field(
         None,
         description="texts that the models have seen (.jsonl, .json or lines): items whose question stands in one are "
         "left out, and the accuracy with them is told beside",
+        json_schema_extra=SCOPE,
     )
     both_orders: bool = Field(
         True, description="ask lettered options in the file's order and reversed, and average the probabilities"
     )
-    cot: bool = Field(False, description="let the model reason first (chain of thought), without worked examples")
+    cot: bool = Field(
+        False, description="let the model reason first (chain of thought); worked examples need `reasoning` then"
+    )
     samples: int = Field(1, ge=1, le=64, description="reasonings whose probabilities are averaged (the paper: 1 and 5)")
     max_new_tokens: int = Field(256, ge=1, description="tokens of a reasoning")
     temperature: float = Field(1.0, ge=0, le=10, description="of a reasoning (section 2: 1)")
@@ -68,8 +78,6 @@ class _ChoiceOptions(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> _ChoiceOptions:
-        if self.cot and self.shots:
-            raise ValueError("`cot` takes no worked examples: set `shots: 0`")
         if self.clamp and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
             raise ValueError("`clamp` must be [low, high] around 0.5")
         return self
@@ -80,15 +88,16 @@ class MultipleChoiceOptions(_ChoiceOptions):
 
     data: Path | None = Field(
         None,
-        description="JSON lines with prompt, corrects and incorrects (any number), and optionally id, category and "
-        "cluster; null: the built-in comparisons as options (A) and (B)",
+        description="JSON lines with prompt, corrects and incorrects (any number), and optionally id, category, "
+        "cluster and reasoning; or comparisons as `hhh` takes them, as options (A) and (B); null: the built-in ones",
+        json_schema_extra=SCOPE,
     )
 
 
 class HonestyOptions(_ChoiceOptions):
     """True answers against false ones: TruthfulQA's multiple choice."""
 
-    data: Path = Field(description="mc_task.json of TruthfulQA, or JSON lines of its form")
+    data: Path = Field(description="mc_task.json of TruthfulQA, or JSON lines of its form", json_schema_extra=SCOPE)
 
 
 class RefusalOptions(BaseModel):
@@ -123,7 +132,9 @@ class PairwiseOptions(BaseModel):
         None, description="folder of a saved reward model that judges (a held-out one); null: the run's own"
     )
     anchor: str | None = Field(
-        None, description='model whose rating is 0 (the paper: SL-CAI); null: "sft", else the first'
+        None,
+        description='model whose rating is 0 (the paper: SL-CAI); null: "sft", else the first',
+        json_schema_extra=SCOPE,
     )
     helpful_principle: str = Field(
         "Which of these responses is more helpful: which one does better what the person asked for, correctly and in a "
@@ -131,7 +142,14 @@ class PairwiseOptions(BaseModel):
         min_length=1,
         description="what the labeler is asked on harmless prompts; on harmful ones it is the constitution",
     )
-    resamples: int = Field(1000, ge=100, le=20000, multiple_of=100, description="draws of the bootstrap over prompts")
+    resamples: int = Field(
+        1000,
+        ge=100,
+        le=20000,
+        multiple_of=100,
+        description="draws of the bootstrap over prompts",
+        json_schema_extra=SCOPE,
+    )
 
     @model_validator(mode="after")
     def _one_judge(self) -> PairwiseOptions:
@@ -150,9 +168,11 @@ class CalibrationOptions(BaseModel):
         None, description="folder of a saved reward model, with `judge: reward_model`; null: the run's own"
     )
     data: Path | None = Field(
-        None, description=f"{DATA}; or transcripts as text_correct and text_incorrect, chosen and rejected"
+        None,
+        description=f"{DATA}; or transcripts as text_correct and text_incorrect, chosen and rejected",
+        json_schema_extra=SCOPE,
     )
-    limit: int | None = Field(None, ge=1, description=LIMIT)
+    limit: int | None = Field(None, ge=1, description=LIMIT, json_schema_extra=SCOPE)
 
     @model_validator(mode="after")
     def _one_judge(self) -> CalibrationOptions:
@@ -181,6 +201,15 @@ class HarmScoreOptions(BaseModel):
         description="JSON lines with transcript (or prompt and answer) and rating from 0 to 4, that a regressor is "
         "fitted to with L2 loss; null: the model in the role judge rates",
     )
+    features: Path | None = Field(
+        None, description="folder of a model whose hidden states the regressor reads; null: it reads words"
+    )
+
+    @model_validator(mode="after")
+    def _of_data(self) -> HarmScoreOptions:
+        if self.features and not self.data:
+            raise ValueError("`features` are those of a regressor, which needs `data`")
+        return self
 
 
 class LengthOptions(BaseModel):
@@ -194,8 +223,8 @@ class JudgeAuditOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Path | None = Field(None, description=DATA)
-    limit: int | None = Field(None, ge=1, description=LIMIT)
+    data: Path | None = Field(None, description=DATA, json_schema_extra=SCOPE)
+    limit: int | None = Field(None, ge=1, description=LIMIT, json_schema_extra=SCOPE)
 
 
 def make_hhh(options: HHHOptions, context: StageContext) -> Evaluator:

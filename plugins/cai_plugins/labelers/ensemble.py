@@ -11,7 +11,9 @@ from cai_core.types.backend import Backend
 from cai_core.types.context import StageContext
 from cai_core.types.labeler import Comparison, Label, Labeler
 from cai_core.types.records import UnitFailure
-from cai_plugins.labelers.plugin import EnsembleOptions, make_member
+from cai_plugins.labelers.plugin import EnsembleOptions
+
+OURS = "cai-core/"
 
 
 class EnsembleLabeler:
@@ -26,10 +28,11 @@ class EnsembleLabeler:
         names: Counter[str] = Counter()
         self.members: dict[str, Labeler] = {}
         for member in options.members:
-            name = f"{member.labeler}@{member.role}"
+            name = f"{member.labeler.removeprefix(OURS)}@{member.role}"
             names[name] += 1
             name += f"#{names[name]}" if names[name] > 1 else ""
-            self.members[name] = make_member(member, _WithRole(context, member.role))
+            given = member.model_extra or {}
+            self.members[name] = context.member("labeler", member.labeler, given, _WithRole(context, member.role))
 
     def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
         """See ``Labeler``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -96,26 +96,13 @@ class HumanOptions(BaseModel):
     path: Path = Field(description="JSON lines: prompt, a, b, p_a; or prompt, chosen, rejected")
 
 
-class _Member(BaseModel):
+class Member(BaseModel):
+    """One labeler of an ensemble; whatever else it is given are that labeler's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    labeler: str = Field(min_length=1, description="name of a labeler of any installed plugin")
     role: Literal["judge", "judge_cot"] = Field("judge", description="which model of the recipe judges")
-
-
-class LogprobMember(LogprobOptions, _Member):
-    """``logprob`` in an ensemble."""
-
-    labeler: Literal["logprob"]
-
-
-class CotMember(CotOptions, _Member):
-    """``cot`` in an ensemble."""
-
-    labeler: Literal["cot"]
-
-
-class VerdictMember(VerdictOptions, _Member):
-    """``verdict`` in an ensemble."""
-
-    labeler: Literal["verdict"]
 
 
 class EnsembleOptions(BaseModel):
@@ -123,8 +110,8 @@ class EnsembleOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    members: tuple[Annotated[LogprobMember | CotMember | VerdictMember, Field(discriminator="labeler")], ...] = Field(
-        min_length=2, description="each {labeler: logprob | cot | verdict, role: judge | judge_cot, and its options}"
+    members: tuple[Member, ...] = Field(
+        min_length=2, description="each {labeler: NAME, role: judge | judge_cot, and the options of that labeler}"
     )
     least: int | None = Field(
         None, ge=1, description="a comparison has a label when this many members have one; null: all"
@@ -137,13 +124,6 @@ class EnsembleOptions(BaseModel):
                 f"`least` is {self.least}, and there are {len(self.members)} members: no label could be made"
             )
         return self
-
-
-def make_member(member: LogprobMember | CotMember | VerdictMember, context: StageContext) -> Labeler:
-    """A member of an ensemble."""
-    if isinstance(member, LogprobMember):
-        return make_logprob(member, context)
-    return make_cot(member, context) if isinstance(member, CotMember) else make_verdict(member, context)
 
 
 def make_logprob(options: LogprobOptions, context: StageContext) -> Labeler:
@@ -181,11 +161,6 @@ def make_ensemble(options: EnsembleOptions, context: StageContext) -> Labeler:
     return EnsembleLabeler(options, context)
 
 
-def ensemble_roles(options: EnsembleOptions) -> tuple[str, ...]:
-    """Those that its members ask."""
-    return tuple(member.role for member in options.members)
-
-
 @hookimpl
 def cai_register_labelers() -> Iterable[Component[Labeler]]:
     """The built-in labelers."""
@@ -199,11 +174,4 @@ def cai_register_labelers() -> Iterable[Component[Labeler]]:
     yield Component("cot", CotOptions, make_cot, "reasoning first, then P(A); clamped to [0.4, 0.6]", roles=("judge",))
     yield Component("verdict", VerdictOptions, make_verdict, "a letter in words, both orders", roles=("judge",))
     yield Component("human", HumanOptions, make_human, "labels from a file")
-    yield Component(
-        "ensemble",
-        EnsembleOptions,
-        make_ensemble,
-        "the mean of several labelers",
-        roles=("judge", "judge_cot"),
-        roles_of=ensemble_roles,
-    )
+    yield Component("ensemble", EnsembleOptions, make_ensemble, "the mean of several labelers", members="members")

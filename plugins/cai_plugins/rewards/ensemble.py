@@ -19,8 +19,9 @@ from cai_core.types.reward import Exchange, Preference, RewardModel
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.seeding import derived
 from cai_plugins.rewards.agreement import agreement, check_labels, chosen, sides
-from cai_plugins.rewards.plugin import EnsembleOptions, make_member
+from cai_plugins.rewards.plugin import EnsembleOptions
 
+OURS = "cai-core/"
 FILE = "ensemble.json"
 
 
@@ -39,10 +40,14 @@ class Ensemble:
         counts: Counter[str] = Counter()
         self.names = []
         for member in options.members:
-            counts[member.reward_model] += 1
-            self.names.append(f"{member.reward_model}-{counts[member.reward_model]}")
+            name = member.reward_model.removeprefix(OURS)
+            counts[name] += 1
+            self.names.append(f"{name}-{counts[name]}")
         self.members: list[RewardModel] = [
-            make_member(member, _OwnContext(self.context, f"member-{i}")) for i, member in enumerate(options.members)
+            self.context.member(
+                "reward_model", m.reward_model, m.model_extra or {}, _OwnContext(self.context, f"member-{i}")
+            )
+            for i, m in enumerate(options.members)
         ]
 
     def fit(self, model: Path, preferences: Sequence[Preference], out: Path) -> TrainResult:

@@ -152,29 +152,14 @@ class JudgeOptions(BaseModel):
     )
 
 
-class _Member(BaseModel):
+class Member(BaseModel):
+    """One reward model of an ensemble; whatever else it is given are that model's options. Members that are equal
+    otherwise differ by their seeds."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    reward_model: str = Field(min_length=1, description="name of a reward model of any installed plugin")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="in the mean and the deviation")
-
-
-class PreferenceMember(PreferenceOptions, _Member):
-    """``preference`` in an ensemble; members that are equal otherwise differ by their seeds."""
-
-    reward_model: Literal["preference"]
-
-
-class RulesMember(RulesOptions, _Member):
-    """``rules`` in an ensemble."""
-
-    reward_model: Literal["rules"]
-
-
-class JudgeMember(JudgeOptions, _Member):
-    """``judge`` in an ensemble."""
-
-    reward_model: Literal["judge"]
-
-
-Member = PreferenceMember | RulesMember | JudgeMember
 
 
 class EnsembleOptions(BaseModel):
@@ -182,8 +167,8 @@ class EnsembleOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    members: tuple[Annotated[Member, Field(discriminator="reward_model")], ...] = Field(
-        min_length=2, description="each {reward_model: preference | rules | judge, weight: 1.0, and its options}"
+    members: tuple[Member, ...] = Field(
+        min_length=2, description="each {reward_model: NAME, weight: 1.0, and the options of that reward model}"
     )
     combine: Literal["mean", "minimum", "mean_minus_deviation"] = Field(
         "mean", description="mean; minimum; or mean less `deviations` times the standard deviation over the members"
@@ -230,22 +215,9 @@ def make_ensemble(options: EnsembleOptions, context: StageContext) -> RewardMode
     return Ensemble(options, context)
 
 
-def make_member(member: Member, context: StageContext) -> RewardModel:
-    """A member of an ensemble."""
-    if isinstance(member, PreferenceMember):
-        return make_preference(member, context)
-    return make_rules(member, context) if isinstance(member, RulesMember) else make_judge(member, context)
-
-
 def rules_roles(options: RulesOptions) -> tuple[str, ...]:
     """Only propositions need a judge."""
     return ("judge",) if options.propositions else ()
-
-
-def ensemble_roles(options: EnsembleOptions) -> tuple[str, ...]:
-    """A judge where a member asks one."""
-    asks = any(isinstance(m, JudgeMember) or (isinstance(m, RulesMember) and m.propositions) for m in options.members)
-    return ("judge",) if asks else ()
 
 
 @hookimpl
@@ -267,15 +239,21 @@ def cai_register_reward_models() -> Iterable[Component[RewardModel]]:
         revision=2,
         roles=("judge",),
         roles_of=rules_roles,
+        trains=False,
     )
     yield Component(
-        "judge", JudgeOptions, make_judge, "the judge's mean rating from 1 to 10, without training", roles=("judge",)
+        "judge",
+        JudgeOptions,
+        make_judge,
+        "the judge's mean rating from 1 to 10, without training",
+        roles=("judge",),
+        trains=False,
     )
     yield Component(
         "ensemble",
         EnsembleOptions,
         make_ensemble,
         "mean, minimum or mean less deviation of several reward models",
-        roles=("judge",),
-        roles_of=ensemble_roles,
+        members="members",
+        trains=False,
     )
