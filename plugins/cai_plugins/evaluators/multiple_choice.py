@@ -26,6 +26,7 @@ from cai_plugins.evaluators.plugin import HonestyOptions, MultipleChoiceOptions
 
 START = "Let's think step by step:"
 READ_OUT = "So the answer is:"
+MEASURES = ("with_leaked", "file_order", "flip_rate", "p_correct", "mass")
 Key = tuple[int, int]  # order, sample
 
 
@@ -167,7 +168,7 @@ class MultipleChoice:
                 some = [row for row in mine if items[row.id]["category"] == category]
                 if some:
                     label = f"{self.what}: right, {category}"
-                    share(f"{self.base}.{category}", label, some, "right", direction="higher", note=note)
+                    share(f"{self.base}.{_part(category)}", label, some, "right", direction="higher", note=note)
         compared = (self.base, f"{self.base}.p_correct")
         return [m if m.id in compared else replace(m, per_item={}, cluster={}) for m in metrics]
 
@@ -211,6 +212,11 @@ class MultipleChoice:
     def _seed(self, unit: EvalUnit, order: int, sample: int) -> int:
         text = f"cot/{self.context.seed}/{unit.id}/{order}/{sample}"
         return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _part(category: str) -> str:
+    """A category in the name of a metric, where a user's may be called as one of our measures is."""
+    return f"category.{category}" if category in MEASURES or category.startswith("category.") else category
 
 
 def _order(item: Mapping[str, Any], order: int) -> list[int] | None:
