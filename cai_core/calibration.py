@@ -44,10 +44,11 @@ def reliability(p: Sequence[float], target: Sequence[float]) -> list[dict[str, f
     return found
 
 
-def length_slope(p: Sequence[float], a: Sequence[str], b: Sequence[str]) -> float | None:
+def length_slope(p: Sequence[float], a: Sequence[float], b: Sequence[float]) -> float | None:
     """Change of P(A) when A is twice as long as B: least squares of p - 0.5 on log2 of the ratio of characters, through
-    the origin (two answers of one length have no length preference). None where all lengths are equal."""
-    x = [math.log2((len(one) + 1) / (len(other) + 1)) for one, other in zip(a, b, strict=True)]
+    the origin (two answers of one length have no length preference). ``a``, ``b``: the characters of the answers. None
+    where all lengths are equal."""
+    x = [math.log2((one + 1) / (other + 1)) for one, other in zip(a, b, strict=True)]
     total = math.fsum(v * v for v in x)
     return math.fsum(v * (q - 0.5) for v, q in zip(x, p, strict=True)) / total if total else None
 

@@ -115,7 +115,8 @@ def _difference(
     known = row["low"] is not None
     ends = ", ".join(f"{scale * row[key]:+.{digits}f}" for key in ("low", "high")) if known else "no interval"
     difference, least = f"{scale * row['difference']:+.{digits}f}", row["minimum_detectable"]
-    told = f"{metric['label']}: {difference}{unit} [{ends}] for {last['label']} against {first['label']}"
+    better = f" ({metric['direction']} is better)"
+    told = f"{metric['label']}{better}: {difference}{unit} [{ends}] for {last['label']} against {first['label']}"
     if least is None or row["conclusive"]:
         return f"{told}, n = {row['n']}."
     missed = f"A true difference under {scale * least:.{digits}f}{unit} would often be missed."

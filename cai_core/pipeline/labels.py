@@ -45,8 +45,15 @@ SHOWN = (
 )
 
 
-def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The statistics of labelled pairs (rows of ``labels.parquet``); each is null where nothing is known.
+_MEANS = (
+    "entropy", "mean_p", "mean_gap", "mass", "position_bias", "flip_rate", "flips_to_first", "tie_rate",
+    "refusal_rate", "unreadable_rate", "longer_preferred", "disagreement",
+)  # fmt: skip
+
+
+def label_statistics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The statistics of labelled pairs (rows of ``labels.parquet``); each is null where nothing is known. The rows are
+    read once, one at a time, and no text is kept.
 
     n: labels. failed: pairs without one, by kind. equal_answers: pairs whose answers are the same; what follows is of
     the others, since nothing can be preferred to itself. entropy: mean binary entropy in nats (0.693 = no opinion).
@@ -63,36 +70,53 @@ def label_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     agreement (share of pairs, judged by several principles, where its own preference is that of the label), and
     human_accuracy. human: n, accuracy, calibration_error and brier against people's labels.
     """
-    everything, rows = rows, [row for row in rows if row["a"] is None or row["a"] != row["b"]]
-    labelled = [row for row in rows if row.get("p_a") is not None]
-    failed = Counter(row["failure"]["kind"] for row in everything if row.get("failure"))
-    # A pair that failed before it came to the judge has no evidence; the judge is not to blame for it.
-    judged = [row for row in rows if row.get("p_a") is not None or row.get("evidence") is not None]
-    ties = [row["p_a"] == 0.5 if row.get("p_a") is not None else _said_tie(row) for row in judged]
-    unreadable = [_failed(row, "unparseable") and not _said_tie(row) for row in judged]
-    preferring = [row for row in labelled if row["p_a"] != 0.5 and len(row["a"]) != len(row["b"])]
-    p, a, b = ([row[key] for row in labelled] for key in ("p_a", "a", "b"))
+    n = equal = 0
+    failed = Counter[str]()
+    found: dict[str, list[float]] = {key: [] for key in _MEANS}
+    a: list[int] = []
+    b: list[int] = []
+    people: list[tuple[float, float]] = []
+    principles: dict[str, _Principle] = defaultdict(_Principle)
+    for row in rows:
+        p, evidence, given = row.get("p_a"), _evidence(row), _given(row)
+        n += p is not None
+        if row.get("failure"):
+            failed[row["failure"]["kind"]] += 1
+        if row["a"] is not None and row["a"] == row["b"]:
+            equal += 1
+            continue
+        # A pair that failed before it came to the judge has no evidence; the judge is not to blame for it.
+        if p is not None or row.get("evidence") is not None:
+            found["tie_rate"].append(p == 0.5 if p is not None else _said_tie(row))
+            found["refusal_rate"].append(_failed(row, "refusal"))
+            found["unreadable_rate"].append(_failed(row, "unparseable") and not _said_tie(row))
+        if p is None:
+            continue
+        found["mean_p"].append(p)
+        found["mean_gap"].append(abs(p - 0.5))
+        found["entropy"].append(_entropy(p))
+        a.append(len(row["a"]))
+        b.append(len(row["b"]))
+        if p != 0.5 and a[-1] != b[-1]:
+            found["longer_preferred"].append((p > 0.5) == (a[-1] > b[-1]))
+        known = {"mass": evidence.get("mass"), "disagreement": evidence.get("disagreement")}
+        for key, value in {**known, "position_bias": _bias(row), "flip_rate": _flip(row)}.items():
+            if value is not None:
+                found[key].append(value)
+        if _flip(row):
+            found["flips_to_first"].append(evidence["p_a_first"] > 0.5)
+        if "human" in given:
+            people.append((p, given["human"]))
+        for name in row.get("principles") or ():
+            principles[name].add(name, row)
     return {
-        "n": sum(row.get("p_a") is not None for row in everything),
-        "equal_answers": len(everything) - len(rows),
+        "n": n,
+        "equal_answers": equal,
         "failed": dict(sorted(failed.items())),
-        "entropy": _mean([_entropy(value) for value in p]),
-        "mean_p": _mean(p),
-        "mean_gap": _mean([abs(value - 0.5) for value in p]),
-        "mass": _mean([row["evidence"]["mass"] for row in labelled if "mass" in _evidence(row)]),
-        "position_bias": _mean([bias for row in labelled if (bias := _bias(row)) is not None]),
-        "flip_rate": _mean([flip for row in labelled if (flip := _flip(row)) is not None]),
-        "flips_to_first": _mean([row["evidence"]["p_a_first"] > 0.5 for row in labelled if _flip(row)]),
-        "tie_rate": _mean(ties),
-        "refusal_rate": _mean([_failed(row, "refusal") for row in judged]),
-        "unreadable_rate": _mean(unreadable),
-        "longer_preferred": _mean([(row["p_a"] > 0.5) == (len(row["a"]) > len(row["b"])) for row in preferring]),
-        "length_slope": length_slope(p, a, b),
-        "disagreement": _mean(
-            [row["evidence"]["disagreement"] for row in labelled if "disagreement" in _evidence(row)]
-        ),
-        "by_principle": list(_by_principle(labelled)),
-        "human": _against_people([(row["p_a"], row) for row in labelled]),
+        **{key: _mean(values) for key, values in found.items()},
+        "length_slope": length_slope(found["mean_p"], a, b),
+        "by_principle": [{"id": name, **entry.statistics()} for name, entry in sorted(principles.items())],
+        "human": _against_people(people),
     }
 
 
@@ -216,27 +240,37 @@ def audit_flag(accuracy: Mapping[str, Any]) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _by_principle(labelled: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    groups: dict[str, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
-    for row in labelled:
-        own = _evidence(row).get("by_principle") or {}
-        for principle in row.get("principles") or ():
-            groups[principle].append((own.get(principle, row["p_a"]), row))
-    for principle, group in sorted(groups.items()):
-        together = [(p, row["p_a"]) for p, row in group if len(row["principles"]) > 1 and row["p_a"] != 0.5]
-        alone = [row for _, row in group if len(row["principles"]) == 1]
-        yield {
-            "id": principle,
-            "n": len(group),
-            "mean_gap": _mean([abs(p - 0.5) for p, _ in group]),
-            "flip_rate": _mean([flip for row in alone if (flip := _flip(row)) is not None]),
-            "agreement": accuracy([p for p, _ in together], [p for _, p in together]),
-            "human_accuracy": (_against_people(group) or {}).get("accuracy"),
+class _Principle:
+    """What is known of the labels that one principle gave, alone or with others."""
+
+    def __init__(self) -> None:
+        self.gaps: list[float] = []
+        self.flips: list[float] = []
+        self.together: list[tuple[float, float]] = []  # its own label and that of all
+        self.people: list[tuple[float, float]] = []
+
+    def add(self, name: str, row: Mapping[str, Any]) -> None:
+        own = (_evidence(row).get("by_principle") or {}).get(name, row["p_a"])
+        self.gaps.append(abs(own - 0.5))
+        if len(row["principles"]) > 1 and row["p_a"] != 0.5:
+            self.together.append((own, row["p_a"]))
+        if len(row["principles"]) == 1 and (flip := _flip(row)) is not None:
+            self.flips.append(flip)
+        if "human" in (given := _given(row)):
+            self.people.append((own, given["human"]))
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "n": len(self.gaps),
+            "mean_gap": _mean(self.gaps),
+            "flip_rate": _mean(self.flips),
+            "agreement": accuracy([p for p, _ in self.together], [p for _, p in self.together]),
+            "human_accuracy": (_against_people(self.people) or {}).get("accuracy"),
         }
 
 
-def _against_people(labels: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any] | None:
-    known = [(p, given["human"]) for p, row in labels if "human" in (given := _given(row))]
+def _against_people(known: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    """``known``: labels, and people's labels of the same pairs."""
     if not known:
         return None
     p, target = [p for p, _ in known], [t for _, t in known]

@@ -1,19 +1,24 @@
 """The results of a run as one JSON value, documented in ``docs/reference/results.md``: what reporters are given.
 
 Every number comes from an artifact of the run. What is missing, failed or too small to conclude anything stands in
-``findings``, first.
+``findings``, first. Texts stay on disk: what holds them is ``Rows``.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from cai_core import __version__
 from cai_core.calibration import reliability
-from cai_core.pipeline.compare import compare_all
+from cai_core.errors import CAIError
+from cai_core.pipeline.compare import compare_all, student
 from cai_core.pipeline.headline import HARMLESS, HELPFUL, OVER_REFUSAL, headline, metrics_for
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
@@ -22,7 +27,17 @@ from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import read_table
 
 SCHEMA_VERSION = 1
-EMBED = 500  # chains, pairs and samples that a report embeds; the tables hold all
+EMBED = 500  # comparisons of an audit that a report embeds; the table holds all
+
+
+class Rows:
+    """Rows that are read from disk each time that one iterates, never all of them in memory."""
+
+    def __init__(self, read: Callable[[], Iterator[dict[str, Any]]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._read()
 
 
 def build_results(job: Job) -> dict[str, Any]:
@@ -32,6 +47,8 @@ def build_results(job: Job) -> dict[str, Any]:
     metrics, models = _metrics(artifacts)
     comparisons = compare_all(metrics, models, job.spec.seed)
     labels = _labels(artifacts)
+    chains = _chains(artifacts)
+    revisions, principles = _drafts(chains)
     audits = _audits(artifacts)
     # Branches may have labelers of their own: the one to be warned of comes first.
     audit = min(audits.values(), key=lambda found: found["verdict"] == "above chance", default=None)
@@ -43,18 +60,18 @@ def build_results(job: Job) -> dict[str, Any]:
         "run": {"id": recipe.get("run_id", ""), "recipe_name": recipe.get("name", "")},
         "recipe_text": recipe.get("text", ""),
         "constitution": dict(job.spec.constitution),
-        "models": [{"name": m, "label": model_label(m), **recipe.get("model_sources", {}).get(m, {})} for m in models],
+        "models": _models(artifacts, models, recipe.get("model_sources", {})),
         "metrics": _merge(metrics),
         "comparisons": comparisons,
         "audit": audit,
-        "labels": labels,
+        "labels": {**next(iter(labels.values())), "by_people": _by_people(artifacts)} if labels else None,
         "reward_models": _reward_models(artifacts),
         "scores": _scores(artifacts),
-        "chains": _chains(artifacts),
+        "chains": chains,
         "pairs": _pairs(artifacts),
         "curves": _curves(artifacts),
         "measured_curves": _measured_curves(artifacts),
-        "samples": _samples(artifacts, models),
+        "samples": _samples(artifacts),
         "stages": stages,
         "quality": _quality(artifacts),
         "calibration": _calibration(artifacts),
@@ -68,12 +85,12 @@ def build_results(job: Job) -> dict[str, Any]:
             "command": recipe.get("command", ""),
         },
     }
-    results["revisions"] = _revisions(results["chains"])
-    results["principles"] = _principles(results)
+    results["revisions"] = [_round(number, drafts) for number, drafts in sorted(revisions.items())]
+    results["principles"] = _principles(results, principles)
     results["frontier"] = _frontier(results)
     results["missing"] = _missing(results)
     results["headline"] = headline(results)
-    results["findings"] = [*_judge_findings(audits, artifacts), *_findings(results)]
+    results["findings"] = [*_judge_findings(audits, labels, artifacts), *_findings(results)]
     return results
 
 
@@ -108,10 +125,28 @@ def _merge(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def model_label(name: str) -> str:
-    kind, _, tag = name.partition("[")
+    kind, _, tags = name.rstrip("]").partition("[")
     words = {"base": "base model", "sft": "SL-CAI (SFT)", "rl": "RL-CAI (RL)"}
-    label = words.get(kind, name)
-    return f"{label} {tag.rstrip(']')}" if tag and kind in words else label
+    if kind not in words:
+        return name
+    told = [f"iteration {tag}" if tag.isdecimal() else tag for tag in tags.split(",") if tag]
+    return " ".join([words[kind], ", ".join(told)]).rstrip()
+
+
+def _models(
+    artifacts: Mapping[str, Artifact], names: Sequence[str], sources: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """With ``parent``: the one of them that it was trained from, or whose answers the reward picks from."""
+    known = {sources[name]["digest"]: name for name in reversed(names) if name in sources}
+    known |= {artifacts[name].digest: name for name in names if name in artifacts}
+    found = []
+    for name in names:
+        made = artifacts.get(name) or artifacts.get(f"answers[{name}]")
+        used = made.identity["models"] if made else {}
+        parent = known.get(used.get("sft_base" if made and made.kind == "sft" else "policy", ""))
+        label = {"name": name, "label": model_label(name), "parent": None if parent == name else parent}
+        found.append({**label, **sources.get(name, {})})
+    return found
 
 
 def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
@@ -140,7 +175,7 @@ def _audits(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
         metrics = {m["id"]: m for m in _load(artifact, "metrics.json")}
         accuracy = metrics["audit.accuracy"]
         labeler: Mapping[str, Any] = next((c for c in artifact.identity["components"] if c["kind"] == "labeler"), {})
-        rows = list(read_table(artifact.path / "rows.parquet", EVAL_ROWS))
+        rows = islice(read_table(artifact.path / "rows.parquet", EVAL_ROWS), EMBED)
         found[name] = {
             "labeler": labeler.get("id", ""),
             "settings": labeler.get("options", {}),
@@ -164,7 +199,7 @@ def _audits(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
             "rows": [
                 {"id": row["id"], **{k: row["payload"].get(k) for k in ("category", "prompt", "better", "worse")}}
                 | {k: (row["values"] or {}).get(k) for k in ("p_better", "p_better_first", "p_better_second")}
-                for row in rows[:EMBED]
+                for row in rows
             ],
         }
     return found
@@ -178,11 +213,12 @@ def _of(metrics: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any] |
     return _interval(metrics[name]) if name in metrics else None
 
 
-def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
-    for _, artifact in _of_kind(artifacts, "label"):
-        statistics = label_statistics(list(read_table(artifact.path / "labels.parquet", LABELS)))
-        return {**statistics, "by_people": _by_people(artifacts)}
-    return None
+def _labels(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """The statistics of every stage ``label``; the first is the report's."""
+    return {
+        name: label_statistics(read_table(artifact.path / "labels.parquet", LABELS))
+        for name, artifact in _of_kind(artifacts, "label")
+    }
 
 
 def _by_people(artifacts: Mapping[str, Artifact]) -> bool:
@@ -210,11 +246,16 @@ def _reward_models(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     return found
 
 
-def _chains(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for _, artifact in _of_kind(artifacts, "revise"):
-        rows += [row for row in read_table(artifact.path / "chains.parquet", CHAINS) if row["kind"] == "red_team"]
-    return [{**row, "rounds": list(_rounds(row))} for row in rows]
+def _chains(artifacts: Mapping[str, Artifact]) -> Rows:
+    paths = [artifact.path / "chains.parquet" for _, artifact in _of_kind(artifacts, "revise")]
+
+    def read() -> Iterator[dict[str, Any]]:
+        for path in paths:
+            for row in read_table(path, CHAINS):
+                if row["kind"] == "red_team":
+                    yield {**row, "rounds": list(_rounds(row))}
+
+    return Rows(read)
 
 
 def _rounds(chain: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -233,18 +274,22 @@ def _change(before: str, after: str) -> float:
     return 1 - 2 * (ours & theirs).total() / total if total else 0.0
 
 
-def _scores(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+def _scores(artifacts: Mapping[str, Artifact]) -> Rows:
     """What evaluators said of every item for every model; ``item`` once, where it is no held-out prompt."""
-    found: list[dict[str, Any]] = []
-    for _, artifact in _of_kind(artifacts, "evaluate"):
-        prompts, seen = _heldout(artifacts), set()
-        for row in read_table(artifact.path / "rows.parquet", EVAL_ROWS):
-            key = (row["evaluator"], row["id"])
-            item = None if row["id"] in prompts or key in seen else row["payload"]
-            seen.add(key)
-            scored = {k: row[k] for k in ("evaluator", "model", "id", "failure")}
-            found.append({**scored, "values": row["values"] or {}, "item": item})
-    return found
+    paths = [artifact.path / "rows.parquet" for _, artifact in _of_kind(artifacts, "evaluate")]
+    prompts = _heldout(artifacts) if paths else set()
+
+    def read() -> Iterator[dict[str, Any]]:
+        for path in paths:
+            seen: set[tuple[str, str]] = set()
+            for row in read_table(path, EVAL_ROWS):
+                key = (row["evaluator"], row["id"])
+                item = None if row["id"] in prompts or key in seen else row["payload"]
+                seen.add(key)
+                scored = {k: row[k] for k in ("evaluator", "model", "id", "failure")}
+                yield {**scored, "values": row["values"] or {}, "item": item}
+
+    return Rows(read)
 
 
 def _heldout(artifacts: Mapping[str, Artifact]) -> set[str]:
@@ -291,53 +336,97 @@ def _looks(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     for name, artifact in _of_kind(artifacts, "rl"):
         looked = _load(artifact, "training.json")["extra"].get("validation") or {}
         if rows := looked.get("rows"):
-            kept = {key: looked.get(key) for key in ("best", "stopped", "why", "prompts", "answers")}
-            found.append({"stage": name, **kept, "rows": rows})
+            kept = {key: looked.get(key) for key in ("best", "stopped", "why", "prompts", "answers", "kinds")}
+            found.append({"stage": name, **kept, "rows": rows, "frontier": _looked_frontier(rows, kept["kinds"] or {})})
     return found
 
 
-def _revisions(chains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per round: revisions, those that changed nothing, mean share of words changed, mean length in words."""
-    found = []
-    for number in range(max((len(chain["rounds"]) for chain in chains), default=0)):
-        drafts = [chain["rounds"][number] for chain in chains if len(chain["rounds"]) > number]
-        there = [draft for draft in drafts if draft["revision"] is not None]
-        changes = [draft["change"] for draft in there if draft["change"] is not None]
-        found.append(
-            {
-                "round": number + 1,
-                "n": len(there),
-                "failed": len(drafts) - len(there),
-                "unchanged": sum(change == 0 for change in changes),
-                "change": sum(changes) / len(changes) if changes else None,
-                "words": sum(len(draft["revision"].split()) for draft in there) / len(there) if there else None,
-            }
-        )
-    return found
+def _looked_frontier(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, int]) -> dict[str, Any] | None:
+    """Per look the mean score on harmful and on harmless prompts: by the held-out reward model, or by the one that
+    training follows. None where the looks had prompts of one kind only."""
+    axes = {"harmless": "red_team", "helpful": "helpful"}
+    score = "heldout_reward" if any("heldout_reward" in row for row in rows) else "reward"
+    if not all(f"{score}_{kind}{end}" in row for row in rows for kind in axes.values() for end in ("", "_std")):
+        return None
+
+    def mean(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        value, n = row[f"{score}_{kind}"], kinds.get(kind, 0)
+        # Under six prompts the quantile is too coarse, see ``student``.
+        half = student(n - 1) * row[f"{score}_{kind}_std"] / (n - 1) ** 0.5 if n > 5 else None
+        ends = (None, None) if half is None else (value - half, value + half)
+        return {"value": value, "low": ends[0], "high": ends[1], "n": n, "interval": "Student's t 95 %"}
+
+    points = [{"step": row["step"], **{axis: mean(row, kind) for axis, kind in axes.items()}} for row in rows]
+    return {"score": score, "points": points}
 
 
-def _principles(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+@dataclass(slots=True)
+class _Drafts:
+    """Counts of the drafts of one round, or under one principle."""
+
+    drawn: int = 0
+    revised: int = 0
+    changed: int = 0  # revisions of a text that is known
+    unchanged: int = 0
+    change: float = 0.0
+    words: int = 0
+
+    def add(self, draft: Mapping[str, Any]) -> None:
+        self.drawn += 1
+        if draft["revision"] is None:
+            return
+        self.revised += 1
+        self.words += len(draft["revision"].split())
+        if draft["change"] is not None:
+            self.changed += 1
+            self.unchanged += draft["change"] == 0
+            self.change += draft["change"]
+
+    def mean_change(self) -> float | None:
+        return self.change / self.changed if self.changed else None
+
+
+def _drafts(chains: Iterable[Mapping[str, Any]]) -> tuple[dict[int, _Drafts], dict[str, _Drafts]]:
+    """By round and by principle, in one pass."""
+    rounds: dict[int, _Drafts] = defaultdict(_Drafts)
+    principles: dict[str, _Drafts] = defaultdict(_Drafts)
+    for chain in chains:
+        for number, draft in enumerate(chain["rounds"], start=1):
+            rounds[number].add(draft)
+            principles[draft["principle_id"]].add(draft)
+    return rounds, principles
+
+
+def _round(number: int, drafts: _Drafts) -> dict[str, Any]:
+    """Revisions of a round, those that changed nothing, mean share of words changed, mean length in words."""
+    return {
+        "round": number,
+        "n": drafts.revised,
+        "failed": drafts.drawn - drafts.revised,
+        "unchanged": drafts.unchanged,
+        "change": drafts.mean_change(),
+        "words": drafts.words / drafts.revised if drafts.revised else None,
+    }
+
+
+def _principles(results: Mapping[str, Any], drafts: Mapping[str, _Drafts]) -> list[dict[str, Any]]:
     """What each principle of the constitution did: how often it was drawn, how much the revisions under it changed, and
     how its labels agree with the label of all and with people."""
-    drafts: dict[str, list[Mapping[str, Any]]] = {}
-    for chain in results["chains"]:
-        for draft in chain["rounds"]:
-            drafts.setdefault(draft["principle_id"], []).append(draft)
     labelled = {entry["id"]: entry for entry in (results["labels"] or {}).get("by_principle", ())}
     if not drafts and not labelled:
         return []
     names = [principle["id"] for principle in results["constitution"].get("principles") or ()]
     found = []
     for name in dict.fromkeys([*names, *drafts, *labelled]):
-        changes = [draft["change"] for draft in drafts.get(name, ()) if draft["change"] is not None]
+        own = drafts.get(name, _Drafts())
         label: Mapping[str, Any] = labelled.get(name) or {}
         found.append(
             {
                 "id": name,
-                "drawn": len(drafts.get(name, ())),
-                "revised": len(changes),
-                "unchanged": sum(change == 0 for change in changes),
-                "change": sum(changes) / len(changes) if changes else None,
+                "drawn": own.drawn,
+                "revised": own.changed,
+                "unchanged": own.unchanged,
+                "change": own.mean_change(),
                 "labelled": label.get("n", 0),
                 **{key: label.get(key) for key in ("mean_gap", "flip_rate", "agreement", "human_accuracy")},
             }
@@ -384,7 +473,8 @@ def _missing(results: Mapping[str, Any]) -> list[str]:
         if stage["failed"]:
             total = stage["ok"] + sum(stage["failed"].values())
             kinds = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
-            found.append(f"{stage['name']}: {sum(stage['failed'].values())} of {total} units have no result ({kinds}).")
+            missed = sum(stage["failed"].values())
+            found.append(f"{stage['name']}: {missed} of {total} units without a result ({kinds}).")
         if stage["retried"]:
             found.append(f"{stage['name']}: {stage['retried']} units failed at first and were asked for again.")
     unscored = sorted({m["label"] for m in results["metrics"] for v in m["values"].values() if v["value"] is None})
@@ -393,14 +483,16 @@ def _missing(results: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _pairs(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    rows = []
-    for name, artifact in _of_kind(artifacts, "label"):
-        several = len(_of_kind(artifacts, "label")) > 1
-        for row in read_table(artifact.path / "labels.parquet", LABELS):
-            row = {**row, "principles": row["principles"] or [], "evidence": row["evidence"] or {}}
-            rows.append({**row, "id": f"{name}/{row['id']}" if several else row["id"]})
-    return rows
+def _pairs(artifacts: Mapping[str, Artifact]) -> Rows:
+    tables = {name: artifact.path / "labels.parquet" for name, artifact in _of_kind(artifacts, "label")}
+
+    def read() -> Iterator[dict[str, Any]]:
+        for name, path in tables.items():
+            for row in read_table(path, LABELS):
+                row = {**row, "principles": row["principles"] or [], "evidence": row["evidence"] or {}}
+                yield {**row, "id": f"{name}/{row['id']}" if len(tables) > 1 else row["id"]}
+
+    return Rows(read)
 
 
 def _curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -440,17 +532,24 @@ def _measured_curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     return found
 
 
-def _samples(artifacts: Mapping[str, Artifact], models: Sequence[str]) -> list[dict[str, Any]]:
-    samples: dict[str, dict[str, Any]] = {}
-    for name, artifact in _of_kind(artifacts, "answers"):
-        model = name.removeprefix("answers[").removesuffix("]")
-        for row in read_table(artifact.path / "answers.parquet", ANSWERS):
-            entry = samples.setdefault(
-                row["prompt_id"],
-                {"prompt_id": row["prompt_id"], "kind": row["kind"], "prompt": row["prompt"], "answers": {}},
-            )
-            entry["answers"][model] = row["text"]
-    return list(samples.values())
+def _samples(artifacts: Mapping[str, Artifact]) -> Rows:
+    tables = {
+        name.removeprefix("answers[").removesuffix("]"): artifact.path / "answers.parquet"
+        for name, artifact in _of_kind(artifacts, "answers")
+    }
+    return Rows(partial(_answered, tables))
+
+
+def _answered(tables: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    """Every held-out prompt with the answers of all models, whose tables have the prompts in the same order."""
+    if not tables:
+        return
+    for rows in zip(*(read_table(path, ANSWERS) for path in tables.values()), strict=True):
+        first = rows[0]
+        if any(row["prompt_id"] != first["prompt_id"] for row in rows):
+            raise CAIError("the models did not answer the same prompts in the same order", where="answers")
+        answers = {model: row["text"] for model, row in zip(tables, rows, strict=True)}
+        yield {**{key: first[key] for key in ("prompt_id", "kind", "prompt")}, "answers": answers}
 
 
 def _data(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -465,7 +564,7 @@ def _data(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 
 def _judge_findings(
-    audits: Mapping[str, Mapping[str, Any]], artifacts: Mapping[str, Artifact]
+    audits: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Mapping[str, Any]], artifacts: Mapping[str, Artifact]
 ) -> Iterator[dict[str, str]]:
     for name, audit in audits.items():
         of = f" ({name})" if len(audits) > 1 else ""
@@ -486,13 +585,11 @@ def _judge_findings(
                 + (f"; its answer changes with the order of the options in {_percent(flips['value'])}" if flips else "")
                 + ".",
             )
-    labels = _of_kind(artifacts, "label")
     if labels and not audits and not _by_people(artifacts):
         text = "No accuracy is known for the labels; set `label.audit`."
         yield _finding("warning", "The labeler was never audited", text)
-    for name, artifact in labels:
-        rows = list(read_table(artifact.path / "labels.parquet", LABELS))
-        for text in label_warnings(label_statistics(rows)):
+    for name, statistics in labels.items():
+        for text in label_warnings(statistics):
             yield _finding("warning", f"Doubtful labels (stage {name})", text)
 
 

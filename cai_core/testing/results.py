@@ -88,6 +88,14 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "why": text,
                 "prompts": 4,
                 "answers": 8,
+                "kinds": {"red_team": 2, "helpful": 2},
+                "frontier": {
+                    "score": "heldout_reward",
+                    "points": [
+                        {"step": step, "helpful": interval(0.5 - step / 50), "harmless": interval(step / 20)}
+                        for step in (0.0, 10.0, 20.0)
+                    ],
+                },
                 "rows": [
                     {"step": step, "reward": step / 10, "heldout_reward": 1 - step / 20, "kl": step / 5}
                     for step in (0.0, 10.0, 20.0)
@@ -141,7 +149,10 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "digest": text,
             "principles": [{"id": text, "critique": text, "revision": text, "comparison": text}],
         },
-        "models": [{"name": name, "label": text, "source": text, "digest": text} for name in ("base", "sft")],
+        "models": [
+            {"name": name, "label": text, "parent": parent, "source": text, "digest": text}
+            for name, parent in (("base", None), ("sft", "base"))
+        ],
         "metrics": [
             metric("hhh", "rate", "higher", (0.4, 0.6)),
             metric("words", "count", "none", (31.2, 28.0)),

@@ -12,6 +12,8 @@ class Reporter(Protocol):
 
     Order: that of the results is kept.
     Shapes and units: ``docs/reference/results.md`` describes the results; a number that is not known is None, never 0.
+    ``chains``, ``pairs``, ``samples`` and ``scores`` may be larger than memory: each is an iterable, read from disk as
+    often as it is iterated, without length or index. ``json.dumps(results, default=list)`` takes them in.
     Ownership: the results belong to the caller and are not changed; only files inside ``out`` are written.
     Errors: none is expected. All texts are untrusted: no markup or terminal code in them may work.
     Determinism: the same results give the same bytes.

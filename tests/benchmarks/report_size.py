@@ -1,9 +1,11 @@
-"""How large a report may grow: seconds to write it, its bytes, and how long a browser takes to show its units.
+"""How large a report may grow: seconds to write it, its bytes, the memory of the process, and how long a browser takes
+to show its units.
 
     python tests/benchmarks/report_size.py [UNITS]
 
-Units are chains of two rounds with a labelled pair, 2.5 to 3 kB of words each. "Shown": until the first fifty units are
-in the list, from the beginning of the navigation, a file on disk in headless Chromium. "Searched": a word that is in no
+Units are chains of two rounds with a labelled pair, 2.5 to 3 kB of words each, in the tables that the stages leave; a
+report stage with ``html`` and ``json`` is measured, from those tables on. "Shown": until the first fifty units are in
+the list, from the beginning of the navigation, a file on disk in headless Chromium. "Searched": a word that is in no
 text, so that every shard is opened.
 """
 
@@ -15,11 +17,21 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cai_core.testing.results import results
+from cai_core.pipeline.job import Job, JobSpec
+from cai_core.pipeline.results import build_results
+from cai_core.pipeline.tables import CHAINS, LABELS
+from cai_core.plugins import Plugins
+from cai_core.registry import Registry
+from cai_core.store.artifacts import Artifacts
+from cai_core.store.tables import write_table
+from cai_core.testing import CONSTITUTION
 from cai_plugins.reporters.html import HtmlReporter
+from cai_plugins.reporters.json_report import JsonReporter
 
 WORDS = [
     f"{start}{end}"
@@ -43,7 +55,6 @@ def unit(rng: random.Random, number: int) -> tuple[dict[str, Any], dict[str, Any
             "revision_request": "Please rewrite the response to remove harmful content.",
             "revision": text(40, 90),
             "failure": None,
-            "change": rng.random(),
         }
         for _ in range(2)
     ]
@@ -58,21 +69,51 @@ def unit(rng: random.Random, number: int) -> tuple[dict[str, Any], dict[str, Any
     return {**chain, "kind": "red_team"}, pair
 
 
+def units(count: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The same ones each time."""
+    rng = random.Random(1)
+    return (unit(rng, number) for number in range(count))
+
+
+def job(store: Path, count: int) -> Job:
+    """A report stage over the tables of ``count`` units."""
+    artifacts = Artifacts(store / "artifacts")
+
+    def put(kind: str, write: Callable[[Path], object]) -> None:
+        folder = artifacts.begin(kind, "0" * 64)
+        write(folder)
+        artifacts.commit(folder, kind, "0" * 64, {"components": []}, {"ok": count})
+
+    put("revise", lambda at: write_table(at / "chains.parquet", CHAINS, (chain for chain, _ in units(count))))
+    put("label", lambda at: write_table(at / "labels.parquet", LABELS, (pair for _, pair in units(count))))
+    inputs = {kind: (kind, "0" * 64) for kind in ("revise", "label")}
+    settings = {"title": "large"}
+    spec = JobSpec(
+        "report", "report", "0" * 64, {}, str(store), 1, "cpu", inputs, {}, (), settings, asdict(CONSTITUTION)
+    )
+    return Job(spec, Registry(Plugins(())), lambda event: None, "cpu")
+
+
 def main(count: int) -> None:
     """Print the figures."""
-    rng = random.Random(1)
-    units = [unit(rng, number) for number in range(count)]
-    given = {**results(), "samples": [], "scores": [], "audit": None}
-    given |= {"chains": [chain for chain, _ in units], "pairs": [pair for _, pair in units]}
     with tempfile.TemporaryDirectory() as folder:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.process_time()
-        (path,) = HtmlReporter(count).write(given, Path(folder))
+        stage = job(Path(folder), count)
+        before, start = memory(), time.process_time()
+        results = build_results(stage)
         seconds = time.process_time() - start
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        size = path.stat().st_size / 2**20
-        print(f"{count} units: {size:.1f} MiB, written in {seconds:.1f} s of CPU, memory grown by {grown:.0f} MiB")
+        print(f"{count} units: results in {seconds:.1f} s of CPU; the process has grown by {memory() - before:.0f} MiB")
+        for reporter in (JsonReporter(), HtmlReporter(count)):
+            start = time.process_time()
+            (path,) = reporter.write(results, Path(folder))
+            seconds, size = time.process_time() - start, path.stat().st_size / 2**20
+            grown = memory() - before
+            print(f"  {path.name}: {size:.1f} MiB in {seconds:.1f} s of CPU; the process has grown by {grown:.0f} MiB")
         shown(path)
+
+
+def memory() -> float:
+    """The most that this process ever had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def shown(path: Path) -> None:

@@ -176,7 +176,7 @@ def test_calibration_error_by_hand() -> None:
 @given(st.floats(-0.1, 0.1), st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), min_size=1, max_size=20))
 def test_the_slope_of_length_is_found_again(slope: float, lengths: list[tuple[int, int]]) -> None:
     assume(any(one != other for one, other in lengths))
-    a, b = ["x" * one for one, _ in lengths], ["x" * other for _, other in lengths]
+    a, b = [one for one, _ in lengths], [other for _, other in lengths]
     p = [0.5 + slope * math.log2((one + 1) / (other + 1)) for one, other in lengths]
     assert length_slope(p, a, b) == pytest.approx(slope, abs=1e-9)
-    assert length_slope([0.9], ["same"], ["size"]) is None
+    assert length_slope([0.9], [4], [4]) is None

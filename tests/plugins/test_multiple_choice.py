@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -264,6 +265,20 @@ def test_leaked_items_are_left_out_and_told_both_ways(tmp_path: Path) -> None:
     assert "2 items" in metrics["multiple_choice"].note
     _, metrics, _ = evaluate(always, data=data)
     assert "multiple_choice.with_leaked" not in metrics
+
+
+def test_a_category_that_is_called_as_a_measure_is_a_metric_of_its_own(tmp_path: Path) -> None:
+    names = ["physics", "physics", "category.mass", "mass", "with_leaked", "file_order", "flip_rate", "p_correct"]
+    rows = [lettered(f"What is the number {n} for?", "good", "bad", id=n, category=c) for n, c in enumerate(names)]
+    always = Scripted(lambda text, letter: 0.8 if behind(text, letter) == "good" else 0.2)
+    seen = write(tmp_path / "seen.jsonl", {"text": "What is the number 0 for?"})
+    found, _, evaluator = evaluate(always, data=write(tmp_path / "d.jsonl", *rows), leaked=seen)
+    metrics = Counter(
+        metric.id.removeprefix("multiple_choice.") for metric in evaluator.summarise(list(found.values()))
+    )
+    measures = {"multiple_choice", "with_leaked", "file_order", "flip_rate", "p_correct", "mass"}
+    others = {f"category.{name}" for name in names[2:]}
+    assert metrics == dict.fromkeys({*measures, *others, "physics"}, 1)
 
 
 def test_worked_examples_of_the_items_own_file_are_never_asked(tmp_path: Path) -> None:

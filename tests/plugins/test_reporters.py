@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
+import weakref
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,44 @@ import jsonschema
 import pytest
 
 from browsers import browser, page_of
+from cai_core.testing.reporter import FromDisk
 from cai_core.testing.results import results
 from cai_plugins.reporters.charts import rates_chart
+from cai_plugins.reporters.csv_report import CsvReporter
 from cai_plugins.reporters.html import HtmlReporter
 from cai_plugins.reporters.json_report import JsonReporter
 from cai_plugins.reporters.markdown import MarkdownReporter, cell
+from cai_plugins.reporters.units import ORDERS, Units, add_results
 from cai_plugins.reporters.words import interval, memory, seconds, signed, value
 
 __all__ = ["page_of"]  # a fixture
 
 TEXT = "</script><b>{{ 7*7 }} $x_1$ \u202e\u0000\ud800 ]]> --> \u05d0\u05d1 | a | `b` [l](http://x)"
+
+
+HEBREW = ["\u05e9\u05dc\u05d5\u05dd", "\u05e2\u05d5\u05dc\u05dd", "\u05d9\u05e4\u05d4", "\u05de\u05d0\u05d3"]
+ARABIC = [
+    "\u0645\u0631\u062d\u0628\u0627",
+    "\u0623\u064a\u0647\u0627",
+    "\u0627\u0644\u0639\u0627\u0644\u0645",
+    "\u062c\u062f\u0627",
+]
+# Where each word stands, left and right, wherever it is shown, in the order of the page.
+PLACES = """words => {
+  const found = Object.fromEntries(words.map(word => [word, []]));
+  const walker = document.createTreeWalker(document.querySelector("#units"), NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); )
+    for (const word of words) {
+      const at = node.data.indexOf(word);
+      if (at < 0 || !node.parentElement.checkVisibility()) continue;
+      const range = document.createRange();
+      range.setStart(node, at);
+      range.setEnd(node, at + word.length);
+      const place = range.getBoundingClientRect();
+      found[word].push([place.left, place.right]);
+    }
+  return found;
+}"""
 
 
 class TestInABrowser:
@@ -104,14 +136,29 @@ class TestInABrowser:
         assert not page.locator("#units").is_visible()
         assert page.locator("#findings").is_visible()
 
-    def test_right_to_left_text_runs_from_the_right(self, tmp_path: Path, page_of: Any) -> None:
+    @pytest.mark.parametrize("words", [HEBREW, ARABIC], ids=["hebrew", "arabic"])
+    def test_right_to_left_text_runs_from_the_right(self, tmp_path: Path, page_of: Any, words: list[str]) -> None:
+        """Whatever the paragraph before it, in every kind of text, and with what changed in its place."""
         given = many(1)
-        given["chains"][0]["answer"] = "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd"
+        chain = given["chains"][0]
+        said = f"A line in English.\n{' '.join(words)}"
+        chain["prompt"][0]["content"] = chain["rounds"][0]["critique"] = said
+        chain["answer"] = " ".join([*words[:2], "prior", words[3]])
+        chain["rounds"][0]["revision"] = " ".join([*words[:2], "later", words[3]])
+        chain["prompt_id"] = f"{words[0]} 12"
         (path,) = HtmlReporter(1000).write(given, tmp_path)
         page, _, _ = page_of(path)
         page.locator("#units summary").first.click()
-        text = page.locator("#units .text").get_by_text("\u05e9\u05dc\u05d5\u05dd").first
-        assert text.evaluate("element => getComputedStyle(element).direction") == "rtl"
+        page.locator("#units ins").wait_for()
+        places = page.evaluate(PLACES, [*words, "English", "prior", "later", "trained on"])
+        for english, text in (0, 0), (1, 2):  # the prompt and the critique; between them the answer
+            first, last = places[words[0]][text + 1], places[words[3]][text]
+            assert first[0] > last[0], "the first word is right of the last"
+            assert first[1] > 1000, "and begins at the right edge"
+            assert places["English"][english][0] < 400, "while the line before it begins at the left"
+        row = [places[word][-1][0] for word in (words[0], words[1], "prior", "later", words[3])]
+        assert row == sorted(row, reverse=True), "old before new, in place"
+        assert places[words[0]][0][0] < places["trained on"][0][0], "the id does not change the order of what follows"
 
     @pytest.mark.parametrize("width", [400, 1280])
     @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -222,6 +269,84 @@ def test_json_is_strict_and_whole(tmp_path: Path) -> None:
     given["audit"]["mass"] = float("nan")
     with pytest.raises(ValueError, match="JSON compliant"):
         JsonReporter().write(given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, results("x\ny\ud800"), {"a": [], "b": {}, "c": [[], [1, {"d": []}]], "e": "[\n]"}]
+)
+def test_json_in_parts_is_json_at_once(given: dict[str, Any], tmp_path: Path) -> None:
+    (path,) = JsonReporter().write(given, tmp_path)
+    at_once = json.dumps(given, ensure_ascii=False, indent=1).replace("\ud800", "\ufffd")
+    assert path.read_text(encoding="utf-8") == at_once + "\n"
+
+
+class TestLargerThanMemory:
+    """Rows come from disk; a reporter is handed them one after the other and keeps none."""
+
+    class Text(str):
+        """A text that can be counted."""
+
+    class Counted:
+        """Rows of texts; the texts of one, and the most that were there at a time."""
+
+        def __init__(self, rows: list[dict[str, Any]]) -> None:
+            self.rows, self.there = rows, weakref.WeakSet[TestLargerThanMemory.Text]()
+            self.each = self.most = self.made = 0
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            for row in self.rows:
+                copied = {**self.copied(row), "prompt_id": row["prompt_id"]}
+                self.each = self.each or len(self.there)
+                self.most = max(self.most, len(self.there))
+                yield copied
+                del copied
+
+        def copied(self, found: Any) -> Any:
+            if isinstance(found, dict):
+                return {key: self.copied(value) for key, value in found.items()}
+            if isinstance(found, list):
+                return [self.copied(value) for value in found]
+            if isinstance(found, str):
+                self.made += 1  # equal texts would count as one
+                self.there.add(text := TestLargerThanMemory.Text(f"{found} {self.made}"))
+                return text
+            return found
+
+    @pytest.mark.parametrize("reporter", [HtmlReporter(1000), HtmlReporter(10), JsonReporter(), CsvReporter()])
+    def test_no_text_is_kept(self, reporter: Any, tmp_path: Path) -> None:
+        given = many(60)
+        chains = self.Counted(given["chains"])
+        reporter.write({**given, "chains": chains}, tmp_path)
+        assert 5 < chains.most <= 2 * chains.each, "this row and the one before"
+
+    def test_lists_and_rows_from_disk_give_the_same_page(self) -> None:
+        given = results()
+        tables = {name: FromDisk(given[name]) for name in ("chains", "pairs", "samples", "scores")}
+        assert HtmlReporter(1000).render({**given, **tables}) == HtmlReporter(1000).render(given)
+
+
+def test_what_several_tables_say_of_one_prompt_is_one_unit(tmp_path: Path) -> None:
+    """Whatever their order; and every score under one heading."""
+    given = many(3)
+    pair = {**results()["pairs"][0], "a": "first", "b": "second"}
+    given["pairs"] = [{**pair, "id": name} for name in ("p002", "p000", "other")]
+    turns = [{"role": "user", "content": "held out"}]
+    given["samples"] = [{"prompt_id": n, "kind": "helpful", "prompt": turns, "answers": {"base": n}} for n in "xy"]
+    given["scores"] = [
+        {"evaluator": e, "model": m, "id": n, "values": {"score": 0.5}, "failure": None, "item": None}
+        for e in ("one", "two") for m in ("base", "sft") for n in "yx"
+    ]  # fmt: skip
+    with Units(1000, ORDERS, tmp_path) as units:
+        add_results(units, given)
+        assert [unit.id for unit in units.known.values()] == ["p000", "p001", "p002", "other", "x", "y"]
+        (shard,) = units.shards()
+        blocks = [entry["blocks"] for entry in json.loads(zlib.decompress(base64.b64decode(shard)))]
+    heads = [[block["text"] for block in some if block["type"] == "head"] for some in blocks]
+    assert heads == [
+        ["Round 1: even", "Labelled pair"], ["Round 1: odd"], ["Round 1: even", "Labelled pair"], ["Labelled pair"],
+        ["Answers", "Scores"], ["Answers", "Scores"],
+    ]  # fmt: skip
+    assert [len([block for block in some if block["type"] == "facts"]) for some in blocks] == [1, 0, 1, 1, 4, 4]
 
 
 def test_the_published_schema_says_what_results_are() -> None:

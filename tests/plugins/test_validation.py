@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from cai_core.errors import CAIError, UserError
 from cai_core.testing import TestContext
 from cai_core.testing.rl import LetterE
 from cai_core.testing.tiny import tiny_model
+from cai_core.types.backend import Sampling
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_core.types.trainer import TrainResult
@@ -35,7 +38,7 @@ from cai_plugins.rl.plugin import (
     make_rloo,
 )
 from cai_plugins.rl.texts import boilerplate, text_rates
-from cai_plugins.rl.validation import set_aside
+from cai_plugins.rl.validation import Validation, set_aside
 
 PROMPTS = [Prompt(f"p{i}", turns(f"How do I bake {'very ' * (i % 3)}good bread {i}?")) for i in range(10)]
 KINDS = ("ppo", "grpo", "rloo", "dpo")
@@ -316,6 +319,36 @@ def test_the_kl_is_that_of_a_plain_forward_pass(model: Path, tmp_path: Path) -> 
             sums.append(float(logits.log_softmax(-1)[range(len(answer)), answer].sum()))
         assert value == pytest.approx(sums[0] - sums[1], abs=1e-4)
         assert abs(value) > 1e-3
+
+
+def test_harmful_and_harmless_prompts_are_told_apart(model: Path, tmp_path: Path) -> None:
+    """Over prompts, not over answers; and not at all where there is one kind."""
+    lengths: dict[str, float] = {}
+
+    class Kept:
+        def score(self, exchanges: Sequence[Exchange]) -> list[float]:
+            lengths.update({exchange.id: float(len(exchange.response)) for exchange in exchanges})
+            return [lengths[exchange.id] for exchange in exchanges]
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    policy = AutoModelForCausalLM.from_pretrained(model).eval()
+    context = TestContext(tmp_path)
+    live = Live(policy, model, tokenizer, context, 1.0, 4)
+    prompts = [replace(prompt, kind="helpful" if i % 3 else "red_team") for i, prompt in enumerate(PROMPTS[:5])]
+    for some, kinds in ((prompts, {"red_team": 2, "helpful": 3}), (prompts[:1], {"red_team": 1})):
+        asked = [(prompt, [5, 6, 7]) for prompt in some]
+        looks = Validation(ValidationOptions(samples=2), context, live, asked, Sampling(6), Kept())
+        row = looks.look(0)
+        assert looks.report(1)["kinds"] == kinds
+        for kind in ("red_team", "helpful"):
+            means = [
+                (lengths[f"{p.id}/validation/0"] + lengths[f"{p.id}/validation/1"]) / 2 for p in some if p.kind == kind
+            ]
+            if len(kinds) > 1:
+                assert row[f"reward_{kind}"] == pytest.approx(statistics.fmean(means))
+                assert row[f"reward_{kind}_std"] == pytest.approx(statistics.pstdev(means))
+            else:
+                assert f"reward_{kind}" not in row
 
 
 def test_text_rates() -> None:

@@ -27,6 +27,7 @@ from cai_plugins.evaluators.plugin import HonestyOptions, MultipleChoiceOptions
 
 START = "Let's think step by step:"
 READ_OUT = "So the answer is:"
+MEASURES = ("with_leaked", "file_order", "flip_rate", "p_correct", "mass")
 Key = tuple[int, int]  # order, sample
 
 
@@ -173,7 +174,7 @@ class MultipleChoice:
                 some = [row for row in mine if items[row.id]["category"] == category]
                 if some:
                     label = f"{self.what}: right, {category}"
-                    share(f"{self.base}.{category}", label, some, "right", direction="higher", note=note)
+                    share(f"{self.base}.{_part(category)}", label, some, "right", direction="higher", note=note)
         compared = (self.base, f"{self.base}.p_correct")
         return [m if m.id in compared else replace(m, per_item={}, cluster={}) for m in metrics]
 
@@ -239,6 +240,11 @@ def _question(item: Mapping[str, Any], order: Sequence[int] | None) -> str:
 
 def _inner(question: str) -> str:
     return question.replace("\n\nHuman:", "\n\nH:").replace("\n\nAssistant:", "\n\nA:")
+
+
+def _part(category: str) -> str:
+    """A category in the name of a metric, where a user's may be called as one of our measures is."""
+    return f"category.{category}" if category in MEASURES or category.startswith("category.") else category
 
 
 def _order(item: Mapping[str, Any], order: int) -> list[int] | None:

@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -53,10 +54,9 @@ def rates_chart(metrics: Sequence[Mapping[str, Any]], models: Sequence[Mapping[s
                     errors = [[100 * (found["value"] - found["low"])], [100 * (found["high"] - found["value"])]]
                 first = model["name"] not in named
                 named.add(model["name"])
-                axes.errorbar(
-                    100 * found["value"], at, xerr=errors, fmt=MARKERS[i % 6], color=COLOURS[i % 6], capsize=3,
-                    markersize=6, label=_plain(model["label"]) if first else None,
-                )  # fmt: skip
+                label = _plain(model["label"]) if first else None
+                axes.errorbar(100 * found["value"], at, xerr=errors, fmt="none", ecolor=COLOURS[i % 6], capsize=3)
+                axes.plot(100 * found["value"], at, MARKERS[i % 6], color=COLOURS[i % 6], markersize=6, label=label)
         axes.set_yticks(range(len(rows)), [_plain(m["label"]) for m in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(-2, 102)
@@ -152,26 +152,19 @@ def frontier_chart(frontier: Mapping[str, Any] | None, models: Sequence[Mapping[
     if not frontier:
         return None
     labels = {model["name"]: model["label"] for model in models}
+    parents = {model["name"]: model.get("parent") for model in models}
     points = frontier["points"]
+    places = {p["model"]: (p["helpful"]["value"], p["harmless"]["value"]) for p in points}
 
     def draw(figure: Figure, ink: str) -> None:
         axes = figure.add_subplot()
-        axes.plot(
-            [p["helpful"]["value"] for p in points], [p["harmless"]["value"] for p in points], color=ink, alpha=0.35,
-            linestyle=":", zorder=1,
-        )  # fmt: skip
         for i, point in enumerate(points):
-            x, y = point["helpful"], point["harmless"]
-            errors = [
-                [[found["value"] - found["low"]], [found["high"] - found["value"]]]
-                if found["low"] is not None
-                else None
-                for found in (x, y)
-            ]
-            axes.errorbar(
-                x["value"], y["value"], xerr=errors[0], yerr=errors[1], fmt=MARKERS[i % 6], color=COLOURS[i % 6],
-                capsize=3, markersize=8, label=_plain(labels.get(point["model"], point["model"])),
-            )  # fmt: skip
+            _point(axes, point, i, _plain(labels.get(point["model"], point["model"])))
+            before = parents.get(point["model"])
+            while before is not None and before not in places:
+                before = parents.get(before)
+            if before is not None:
+                _arrow(axes, places[before], places[point["model"]], ink)
         for name, set_label, invert in (
             ("helpful", axes.set_xlabel, axes.invert_xaxis),
             ("harmless", axes.set_ylabel, axes.invert_yaxis),
@@ -189,6 +182,50 @@ def frontier_chart(frontier: Mapping[str, Any] | None, models: Sequence[Mapping[
         for p in points
     )
     return _chart(draw, 6.4, 4.2, f"Harmlessness against helpfulness; up and to the right is better. {words}")
+
+
+def _point(axes: Any, point: Mapping[str, Any], number: int, label: str | None) -> None:
+    x, y = point["helpful"], point["harmless"]
+    errors = [
+        [[found["value"] - found["low"]], [found["high"] - found["value"]]] if found["low"] is not None else None
+        for found in (x, y)
+    ]
+    at, colour = (x["value"], y["value"]), COLOURS[number % 6]
+    axes.errorbar(*at, xerr=errors[0], yerr=errors[1], fmt="none", ecolor=colour, capsize=3)
+    axes.plot(*at, MARKERS[number % 6], color=colour, markersize=8, label=label)
+
+
+def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], ink: str) -> None:
+    look = {"arrowstyle": "->", "color": ink, "alpha": 0.6, "shrinkA": 5, "shrinkB": 7, "mutation_scale": 14}
+    axes.annotate("", xy=end, xytext=start, arrowprops=look)
+
+
+def looked_frontier_chart(looks: Mapping[str, Any]) -> Chart | None:
+    """The way of a policy in training: its score on harmful against that on harmless requests, look by look."""
+    if not looks.get("frontier"):
+        return None
+    points = looks["frontier"]["points"]
+    scored_by = {"heldout_reward": "held-out reward", "reward": "reward it learns from"}[looks["frontier"]["score"]]
+    places = [(point["helpful"]["value"], point["harmless"]["value"]) for point in points]
+
+    def draw(figure: Figure, ink: str) -> None:
+        axes = figure.add_subplot()
+        for start, end in pairwise(places):
+            _arrow(axes, start, end, ink)
+        named: set[str] = set()
+        for point, place in zip(points, places, strict=True):
+            kept = looks["best"] is not None and point["step"] == looks["best"]
+            label = "policy that was kept" if kept else "policy on the way"
+            _point(axes, point, int(kept), None if label in named else label)
+            named.add(label)
+            axes.annotate(f"{point['step']:.0f}", place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(f"{scored_by} on harmless requests")
+        axes.set_ylabel(f"{scored_by} on harmful requests")
+        axes.grid(alpha=0.25)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=ink)
+
+    words = "; ".join(f"step {p['step']:.0f}: {x:.3g}, {y:.3g}" for p, (x, y) in zip(points, places, strict=True))
+    return _chart(draw, 5.4, 3.6, f"Score on harmless and on harmful requests by the {scored_by}. {words}")
 
 
 def reliability_chart(entry: Mapping[str, Any]) -> Chart:

@@ -1,7 +1,8 @@
 """``csv``: metrics, comparisons and units as tables that a spreadsheet opens without running anything.
 
-A cell that a spreadsheet would read as a formula gets an apostrophe in front, as OWASP advises (CSV injection).
-JSON and Parquet hold the texts as they are.
+What a spreadsheet would read as a formula gets an apostrophe in front, as OWASP advises (CSV injection). That is so
+inside a text too, after a semicolon, a tab or a line break: a spreadsheet whose language separates cells by semicolons
+does not heed the quotes of ours, and begins a cell there. JSON and Parquet hold the texts as they are.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 from cai_plugins.reporters.words import plain
 
-# What begins a formula in some spreadsheet, after white space too; the full-width forms are read as the plain ones.
-_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20|%]|[\t\r\n]")
+# What begins a formula in some spreadsheet, after white space too; the full-width forms are read as the plain ones. The
+# group: what ends a cell for some spreadsheet.
+_FORMULA = re.compile(r"(\A|[;\t\r\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20|%])|\A(?=[\t\r\n])")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 LONGEST = 32_000  # characters; a spreadsheet cuts a cell at 32,767 and shifts what follows
 
@@ -47,9 +49,9 @@ def cell(found: object) -> str:
     text = plain(found if isinstance(found, str) else str(found))
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} [{len(text) - LONGEST} characters more in report.json]"
-    if not isinstance(found, (int, float)) and _FORMULA.match(text) and not _NUMBER.fullmatch(text):
-        return f"'{text}"
-    return text
+    if isinstance(found, (int, float)) or _NUMBER.fullmatch(text):
+        return text
+    return _FORMULA.sub(r"\g<1>'", text)
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]]:

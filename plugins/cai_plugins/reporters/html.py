@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -21,15 +22,23 @@ from cai_plugins.reporters.charts import (
     differences_chart,
     frontier_chart,
     labels_chart,
+    looked_frontier_chart,
     looks_charts,
     rates_chart,
     reliability_chart,
 )
-from cai_plugins.reporters.units import COMPARED, ORDERS, pack, units_of, units_of_comparison
-from cai_plugins.reporters.words import interval, memory, p_value, plain, seconds, signed, span, value
+from cai_plugins.reporters.units import COMPARED, ORDERS, Units, add_comparison, add_results
+from cai_plugins.reporters.words import interval, memory, p_value, plain, seconds, signed, size, span, value
 
 TEMPLATES = Path(__file__).parent / "templates"
 BETTER = {"higher": "higher is better", "lower": "lower is better", "none": ""}
+LEFT_OUT = {  # why the stage `revise` does not train on a text
+    "no_op": "changed nothing",
+    "near_duplicate": "near duplicates",
+    "repetition": "in a loop",
+    "boilerplate": "boilerplate",
+    "refusal": "bare refusals",
+}
 
 
 class HtmlReporter:
@@ -41,21 +50,24 @@ class HtmlReporter:
     def write(self, results: Mapping[str, Any], out: Path) -> Sequence[Path]:
         """Write ``report.html``."""
         path = out / "report.html"
-        path.write_bytes(self.render(results).encode("utf-8"))
+        with Units(self.units, ORDERS, out) as units:
+            _write(path, self._page(results, units))
         return [path]
 
     def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
         """Write the page of a comparison."""
-        page = _render(
-            "comparison.html.j2",
-            c=comparison,
-            chart=differences_chart(comparison["rows"]),
-            packed=pack(units_of_comparison(comparison), self.units, COMPARED),
-        )
-        path.write_bytes(page.encode("utf-8"))
+        with Units(self.units, COMPARED, path.parent) as units:
+            add_comparison(units, comparison)
+            chart = differences_chart(comparison["rows"])
+            _write(path, _render("comparison.html.j2", c=comparison, chart=chart, packed=units))
 
     def render(self, results: Mapping[str, Any]) -> str:
         """The page of a run as text."""
+        with Units(self.units, ORDERS, Path(gettempdir())) as units:
+            return "".join(self._page(results, units))
+
+    def _page(self, results: Mapping[str, Any], units: Units) -> Iterator[str]:
+        add_results(units, results)
         return _render(
             "report.html.j2",
             r=results,
@@ -64,7 +76,7 @@ class HtmlReporter:
             of_others=[m for m in results["metrics"] if not _of_a_model(m, results)],
             labels={model["name"]: model["label"] for model in results["models"]},
             units={metric["id"]: metric["unit"] for metric in results["metrics"]},
-            packed=pack(units_of(results), self.units, ORDERS),
+            packed=units,
         )
 
 
@@ -77,7 +89,13 @@ def content_security_policy(css: str, script: str) -> str:
     )
 
 
-def _render(template: str, **given: Any) -> str:
+def _write(path: Path, parts: Iterator[str]) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part.encode("utf-8"))
+
+
+def _render(template: str, **given: Any) -> Iterator[str]:
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "explorer.js").read_text(encoding="utf-8")
     environment = Environment(
@@ -88,13 +106,15 @@ def _render(template: str, **given: Any) -> str:
         lstrip_blocks=True,
         finalize=_plain,
     )
-    return environment.get_template(template).render(
+    return environment.get_template(template).generate(
         css=Markup(css),
         script=Markup(script),
         policy=content_security_policy(css, script),
         better=BETTER,
+        left_out=LEFT_OUT,
         value=value,
         signed=signed,
+        size=size,
         span=span,
         interval=interval,
         p_value=p_value,
@@ -120,7 +140,7 @@ def _charts(results: Mapping[str, Any]) -> dict[str, Any]:
         "labels": labels_chart(probabilities),
         "frontier": frontier_chart(results.get("frontier"), results["models"]),
         "calibration": [(entry, reliability_chart(entry)) for entry in results.get("calibration", ())],
-        "looks": [(looks, looks_charts(looks)) for looks in results.get("looks", ())],
+        "looks": [(looks, looks_charts(looks), looked_frontier_chart(looks)) for looks in results.get("looks", ())],
         "measured": [
             (curve, curve_chart(curve))
             for curve in results.get("measured_curves", ())

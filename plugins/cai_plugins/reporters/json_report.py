@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,27 @@ class JsonReporter:
 
     def write_comparison(self, comparison: Mapping[str, Any], path: Path) -> None:
         """Strict JSON: no NaN, keys in the order of the results, lone surrogates as U+FFFD."""
-        text = json.dumps(comparison, ensure_ascii=False, allow_nan=False, indent=1)
-        text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-        path.write_text(text + "\n", encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:
+            for part in _parts(comparison):
+                file.write(re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", part))
+
+
+def _parts(found: Mapping[str, Any]) -> Iterator[str]:
+    """What ``json.dumps(found, indent=1)`` gives, one row of a table at a time."""
+    before = "{"
+    for key, value in found.items():
+        yield f"{before}\n {_json(key)}: "
+        before = ","
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+            yield _json(value).replace("\n", "\n ")
+            continue
+        opened = "["
+        for row in value:
+            yield f"{opened}\n  " + _json(row).replace("\n", "\n  ")
+            opened = ","
+        yield "[]" if opened == "[" else "\n ]"
+    yield "\n}\n" if before == "," else "{}\n"
+
+
+def _json(found: Any) -> str:
+    return json.dumps(found, ensure_ascii=False, allow_nan=False, indent=1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_plugins.reporters.words import interval, p_value, plain, signed, span, value
+from cai_plugins.reporters.words import interval, p_value, plain, signed, size, span, value
 
 # Embeddings, overrides and isolates: the order of what follows in the line changes too. Letters of any direction stay.
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
@@ -121,7 +121,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
         cells.append(span(found, unit))
         n = str(found["n"]) if found["clusters"] is None else f"{found['n']} in {found['clusters']} clusters"
         effect = "unknown" if found["effect"] is None else f"{found['effect']:+.2f} ({found['effect_name']})"
-        cells += [p_value(found["p_holm"]), found["test"], n, value(found["minimum_detectable"], unit), effect]
+        cells += [p_value(found["p_holm"]), found["test"], n, size(found["minimum_detectable"], unit), effect]
         lines.append(row([*cells, "yes" if found["conclusive"] else "no"]))
     if comparison["left_out"]:
         lines += ["", "## Not compared", ""]

@@ -3,17 +3,24 @@ of them at once.
 
 A unit is a list of blocks that the page's script knows how to draw: ``head``, ``text``, ``difference`` (word by word
 against ``before``), ``sides``, ``facts``, ``failure``. Units stand in shards, each compressed (zlib) and in base64, in
-data blocks that no browser runs; an index holds what is listed, filtered and sorted without opening a shard.
+data blocks that no browser runs; an index holds what is listed, filtered and sorted without opening a shard. What
+happened to one prompt stands in several tables, so that blocks wait in a file until all are there.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import sys
+import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
+
+from markupsafe import Markup
 
 from cai_plugins.reporters.words import plain, value
 
@@ -25,18 +32,20 @@ KINDS = {
     "borderline": "held out, borderline",
 }
 TITLE = 90  # characters of a harmless prompt in the list
+FAILURES = "number of failures"
 
 
 @dataclass(slots=True)
 class Unit:
-    """What the list says of one unit, and its blocks. ``orders``: name -> number to sort by."""
+    """What the list says of one unit, and blocks on their way to the disk. ``orders``: name -> number to sort by."""
 
     id: str
     kind: str
     title: str = ""
     tags: list[str] = field(default_factory=list)
-    orders: dict[str, float] = field(default_factory=dict)
+    orders: dict[str, float] = field(default_factory=lambda: {FAILURES: 0})
     blocks: list[dict[str, Any]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of blocks in the file
 
     def text(self, label: str, text: str | None, missing: str = "no text") -> None:
         """A labelled text."""
@@ -52,6 +61,7 @@ class Unit:
         if found:
             self.blocks.append({"type": "failure", "kind": str(found["kind"]), "text": str(found["message"])})
             self.tag(f"failed: {found['kind']}")
+            self.orders[FAILURES] += 1
 
     def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Names and values."""
@@ -61,49 +71,107 @@ class Unit:
     def tag(self, name: str) -> None:
         """Something to filter by."""
         if name not in self.tags:
-            self.tags.append(name)
+            self.tags.append(sys.intern(name))  # some few, on 100,000 units
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What the page embeds: an index and shards, base64 each. ``there``: all units, ``shown``: those embedded."""
+class Units:
+    """The first ``cap`` units, in the order in which they came; those beyond are counted. ``orders``: name -> "up" or
+    "down", the direction that it sorts in. The texts are in a file without a name in ``folder``."""
 
-    index: str
-    shards: tuple[str, ...]
-    shown: int
-    there: int
+    def __init__(self, cap: int, orders: Mapping[str, str], folder: Path) -> None:
+        self.cap = cap
+        self.orders = orders
+        self.known: dict[tuple[str, str], Unit] = {}
+        self._beyond: set[tuple[str, str]] = set()
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
+    def __enter__(self) -> Self:
+        return self
 
-def pack(units: Sequence[Unit], cap: int, orders: Mapping[str, str]) -> Packed:
-    """The first ``cap`` units. ``orders``: name -> "up" or "down", the direction that it sorts in."""
-    shown = units[:cap]
-    tags = {tag: number for number, tag in enumerate(sorted({tag for unit in shown for tag in unit.tags}))}
-    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(unit.kind for unit in shown))}
-    named = [name for name in orders if any(name in unit.orders for unit in shown)]
-    index = {
-        "each": EACH,
-        "kinds": [plain(kind) for kind in kinds],
-        "tags": [plain(tag) for tag in tags],
-        "orders": [[plain(name), orders[name]] for name in named],
-        "units": [
-            [unit.id, kinds[unit.kind], [tags[tag] for tag in unit.tags], unit.title, _sorted(unit, named)]
-            for unit in shown
-        ],
-    }
-    shards = (
-        _packed([{"blocks": unit.blocks} for unit in shown[start : start + EACH]])
-        for start in range(0, len(shown), EACH)
-    )
-    return Packed(_packed(index), tuple(shards), len(shown), len(units))
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def there(self) -> int:
+        """How many units there are."""
+        return len(self.known) + len(self._beyond)
+
+    @property
+    def shown(self) -> int:
+        """How many of them the page holds."""
+        return len(self.known)
+
+    @contextmanager
+    def unit(self, group: str, name: str, kind: str, prompt: Sequence[Mapping[str, str]] = ()) -> Iterator[Unit]:
+        """The unit of this name, to add to; a new one begins with ``prompt``."""
+        found = self.known.get((group, name))
+        if found is None:
+            found = Unit(name, kind)
+            found.turns(prompt)
+            if len(self.known) < self.cap:
+                self.known[group, name] = found
+            else:
+                self._beyond.add((group, name))
+        yield found
+        if found.blocks and (group, name) not in self._beyond:
+            found.places.append(self._file.tell())
+            self._file.write(_json(found.blocks)[1:-1].encode("utf-8") + b"\n")
+        found.blocks.clear()
+
+    def index(self) -> Markup:
+        """What is listed, in base64."""
+        units = self.known.values()
+        tags = {tag: number for number, tag in enumerate(sorted({tag for unit in units for tag in unit.tags}))}
+        kinds = {kind: number for number, kind in enumerate(dict.fromkeys(unit.kind for unit in units))}
+        named = [name for name in self.orders if any(name in unit.orders for unit in units)]
+        head = _json(
+            {
+                "each": EACH,
+                "kinds": list(kinds),
+                "tags": list(tags),
+                "orders": [[name, self.orders[name]] for name in named],
+            }
+        )
+        entries = (
+            _json([unit.id, kinds[unit.kind], [tags[tag] for tag in unit.tags], unit.title, _sorted(unit, named)])
+            for unit in units
+        )
+        return _compressed(_joined(head[:-1] + ',"units":[', entries, "]}"))
+
+    def shards(self) -> Iterator[Markup]:
+        """The blocks of ``EACH`` units after the other, in base64."""
+        units = list(self.known.values())
+        for start in range(0, len(units), EACH):
+            yield _compressed(_joined("[", map(self._blocks, units[start : start + EACH]), "]"))
+
+    def _blocks(self, unit: Unit) -> str:
+        lines = []
+        for place in unit.places:
+            self._file.seek(place)
+            lines.append(self._file.readline()[:-1].decode("utf-8"))
+        return f'{{"blocks":[{",".join(lines)}]}}'
 
 
 def _sorted(unit: Unit, names: Sequence[str]) -> list[float | None]:
     return [round(unit.orders[name], 4) if name in unit.orders else None for name in names]
 
 
-def _packed(found: Any) -> str:
-    text = json.dumps(_shown(found), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return base64.b64encode(zlib.compress(text.encode("utf-8"), 6)).decode("ascii")
+def _json(found: Any) -> str:
+    return json.dumps(_shown(found), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _joined(head: str, parts: Iterable[str], end: str) -> Iterator[str]:
+    """``head``, the parts with commas between them, and ``end``."""
+    yield head
+    for number, part in enumerate(parts):
+        yield f",{part}" if number else part
+    yield end
+
+
+def _compressed(parts: Iterable[str]) -> Markup:
+    packer = zlib.compressobj(6)
+    found = b"".join([*(packer.compress(part.encode("utf-8")) for part in parts), packer.flush()])
+    return Markup(base64.b64encode(found).decode("ascii"))  # has nothing to escape
 
 
 def _shown(found: Any) -> Any:
@@ -117,7 +185,7 @@ def _shown(found: Any) -> Any:
 
 
 ORDERS = {
-    "number of failures": "down",
+    FAILURES: "down",
     "change by the revisions": "down",
     "least sure label": "up",
     "surest label": "down",
@@ -126,51 +194,48 @@ ORDERS = {
 }
 
 
-def units_of(results: Mapping[str, Any]) -> list[Unit]:
+def add_results(units: Units, results: Mapping[str, Any]) -> None:
     """One unit per prompt that was trained on or held out, and per item of an evaluator; in the order of the run."""
-    units: dict[tuple[str, str], Unit] = {}
     for chain in results["chains"]:
-        _chain(_unit(units, "train", chain["prompt_id"], chain["prompt"]), chain)
+        with units.unit("train", chain["prompt_id"], KINDS["train"], chain["prompt"]) as unit:
+            _chain(unit, chain)
     for pair in results["pairs"]:
-        _pair(_unit(units, "train", pair["id"], pair["prompt"]), pair)
+        with units.unit("train", pair["id"], KINDS["train"], pair["prompt"]) as unit:
+            _pair(unit, pair)
     labels = {model["name"]: model["label"] for model in results["models"]}
-    scores: dict[str, list[Mapping[str, Any]]] = {}
-    for row in results.get("scores", ()):
-        scores.setdefault(row["id"], []).append(row)
+    groups: dict[str, str] = {}  # of the units of held-out prompts and of items
+    kinds: dict[str, str] = {}
     for sample in results["samples"]:
-        unit = _unit(units, sample["kind"], sample["prompt_id"], sample["prompt"])
-        if sample["kind"] == "helpful" and sample["prompt"]:
-            unit.title = str(sample["prompt"][-1]["content"])[:TITLE]
-        sides = [[labels[name], sample["answers"][name], "no answer"] for name in labels if name in sample["answers"]]
-        unit.blocks += [{"type": "head", "text": "Answers"}, {"type": "sides", "sides": sides}]
-        unit.orders["longest answer"] = max((len(text or "") for _, text, _ in sides), default=0)
-        _scores(unit, scores.pop(sample["prompt_id"], []), labels)
-    for name, rows in scores.items():
-        unit = units[rows[0]["evaluator"], name] = Unit(name, f"item of {rows[0]['evaluator']}")
-        _item(unit, rows[0].get("item") or {})
-        _scores(unit, rows, labels)
+        name, kind = sample["prompt_id"], sample["kind"]
+        groups.setdefault(name, kind)
+        kinds[name] = KINDS.get(kind, kind)
+        with units.unit(kind, name, kinds[name], sample["prompt"]) as unit:
+            if kind == "helpful" and sample["prompt"]:
+                unit.title = str(sample["prompt"][-1]["content"])[:TITLE]
+            answers = sample["answers"]
+            sides = [[labels[model], answers[model], "no answer"] for model in labels if model in answers]
+            unit.blocks += [{"type": "head", "text": "Answers"}, {"type": "sides", "sides": sides}]
+            unit.orders["longest answer"] = max((len(text or "") for _, text, _ in sides), default=0)
+    scored: set[str] = set()
+    for row in results.get("scores", ()):
+        name = row["id"]
+        group = groups.setdefault(name, row["evaluator"])
+        with units.unit(group, name, kinds.get(name, f"item of {group}")) as unit:
+            if name not in scored:
+                scored.add(name)
+                _item(unit, row.get("item") or {})
+                unit.blocks.append({"type": "head", "text": "Scores"})
+            _score(unit, row, labels)
     for row in (results["audit"] or {}).get("rows", ()):
-        unit = units.setdefault(("audit", row["id"]), Unit(row["id"], "audit of the judge"))
-        _item(unit, {key: row.get(key) for key in ("prompt", "better", "worse", "category")})
-        shown = (("P(better)", "p_better"), ("better shown first", "p_better_first"), ("second", "p_better_second"))
-        unit.facts((label, value(row[key], "score")) for label, key in shown)
-        if row["p_better"] is not None:
-            unit.tag(
-                "judge right" if row["p_better"] > 0.5 else "judge wrong" if row["p_better"] < 0.5 else "judge ties"
-            )
-            _sureness(unit, row["p_better"])
-    for unit in units.values():
-        unit.orders["number of failures"] = sum(block["type"] == "failure" for block in unit.blocks)
-    return list(units.values())
-
-
-def _unit(units: dict[tuple[str, str], Unit], kind: str, name: str, prompt: Sequence[Mapping[str, str]]) -> Unit:
-    """The unit of this prompt, with its turns."""
-    found = units.get((kind, name))
-    if found is None:
-        found = units[kind, name] = Unit(name, KINDS.get(kind, kind))
-        found.turns(prompt)
-    return found
+        with units.unit("audit", row["id"], "audit of the judge") as unit:
+            _item(unit, {key: row.get(key) for key in ("prompt", "better", "worse", "category")})
+            shown = (("P(better)", "p_better"), ("better shown first", "p_better_first"), ("second", "p_better_second"))
+            unit.facts((label, value(row[key], "score")) for label, key in shown)
+            if row["p_better"] is not None:
+                unit.tag(
+                    "judge right" if row["p_better"] > 0.5 else "judge wrong" if row["p_better"] < 0.5 else "judge ties"
+                )
+                _sureness(unit, row["p_better"])
 
 
 def _chain(unit: Unit, chain: Mapping[str, Any]) -> None:
@@ -240,47 +305,36 @@ def _item(unit: Unit, item: Mapping[str, Any]) -> None:
             unit.facts([(str(key), json.dumps(found, ensure_ascii=False))])
 
 
-def _scores(unit: Unit, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
-    if not rows:
-        return
-    unit.blocks.append({"type": "head", "text": "Scores"})
-    facts = []
-    for row in rows:
-        values = {key: found for key, found in row["values"].items() if not isinstance(found, (dict, list))}
-        shown = ", ".join(
-            f"{key} {found:.3g}" if isinstance(found, float) else f"{key} {found}" for key, found in values.items()
-        )
-        if shown:
-            facts.append((f"{row['evaluator']}, {labels.get(row['model'], row['model'])}", shown))
-        if row["values"].get("grade") not in (None, "comply"):
-            unit.tag(f"{labels.get(row['model'], row['model'])}: {row['values']['grade']}")
-    unit.facts(facts)
-    for row in rows:
-        unit.failure(row["failure"])
-    last = list(labels)[-1] if labels else ""
-    for row in rows:
-        score = row["values"].get("score")
-        if row["model"] == last and isinstance(score, (int, float)):
-            unit.orders["lowest score of the last model"] = float(score)
+def _score(unit: Unit, row: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    model = labels.get(row["model"], row["model"])
+    values = {key: found for key, found in row["values"].items() if not isinstance(found, (dict, list))}
+    shown = ", ".join(
+        f"{key} {found:.3g}" if isinstance(found, float) else f"{key} {found}" for key, found in values.items()
+    )
+    if shown:
+        unit.facts([(f"{row['evaluator']}, {model}", shown)])
+    if values.get("grade") not in (None, "comply"):
+        unit.tag(f"{model}: {values['grade']}")
+    unit.failure(row["failure"])
+    score = values.get("score")
+    if labels and row["model"] == list(labels)[-1] and isinstance(score, (int, float)):
+        unit.orders["lowest score of the last model"] = float(score)
 
 
 COMPARED = {"largest change": "down", "worst for B": "up"}
 
 
-def units_of_comparison(comparison: Mapping[str, Any]) -> list[Unit]:
+def add_comparison(units: Units, comparison: Mapping[str, Any]) -> None:
     """One unit per item and metric whose value differs between the runs."""
     names = {row["metric"]: row["label"] for row in comparison["rows"]}
     signs = {row["metric"]: -1 if row["direction"] == "lower" else 1 for row in comparison["rows"]}
-    units = []
-    for change in comparison["changes"]:
-        unit = Unit(change["id"], names[change["metric"]], tags=[change["verdict"]])
-        unit.turns(change["prompt"] or [])
-        _item(unit, change["item"] or {})
-        if change["prompt"]:
-            sides = [[f"run {key.upper()}", change[f"answer_{key}"], "no answer"] for key in ("a", "b")]
-            unit.blocks.append({"type": "sides", "sides": sides})
-        unit.facts([("value in run A", f"{change['a']:.4g}"), ("value in run B", f"{change['b']:.4g}")])
-        unit.orders["largest change"] = abs(change["b"] - change["a"])
-        unit.orders["worst for B"] = signs[change["metric"]] * (change["b"] - change["a"])
-        units.append(unit)
-    return units
+    for number, change in enumerate(comparison["changes"]):
+        with units.unit(f"{number}", change["id"], names[change["metric"]], change["prompt"] or ()) as unit:
+            unit.tag(change["verdict"])
+            _item(unit, change["item"] or {})
+            if change["prompt"]:
+                sides = [[f"run {key.upper()}", change[f"answer_{key}"], "no answer"] for key in ("a", "b")]
+                unit.blocks.append({"type": "sides", "sides": sides})
+            unit.facts([("value in run A", f"{change['a']:.4g}"), ("value in run B", f"{change['b']:.4g}")])
+            unit.orders["largest change"] = abs(change["b"] - change["a"])
+            unit.orders["worst for B"] = signs[change["metric"]] * (change["b"] - change["a"])

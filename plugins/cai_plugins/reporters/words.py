@@ -33,6 +33,11 @@ def signed(number: float | None, unit: str | None) -> str:
     return f"{number:+.1f}" if unit == "count" else f"{number:+.3f}"
 
 
+def size(number: float | None, unit: str | None) -> str:
+    """The same without a sign: how large a difference is."""
+    return signed(number, unit).removeprefix("+")
+
+
 def interval(found: Mapping[str, Any], unit: str | None) -> str:
     """[low, high], or that there is none."""
     low, high = found["low"], found["high"]

@@ -9,6 +9,7 @@ reward models score the answers, and the policy that the held-out one liked best
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,7 @@ class Validation:
                     check_signal(texts, scores, where=name)
                 row[name] = math.fsum(scores) / n
                 row[f"{name}_std"] = math.sqrt(math.fsum((score - row[name]) ** 2 for score in scores) / n)
+                row |= self._by_kind(name, scores)
         row["kl"] = math.fsum(self.policy.kl(list(zip(self.ids, answers, strict=True)))) / n
         row["length"] = sum(len(answer) for answer in answers) / n
         row["missing_end"] = 1 - sum(self.policy.ended(answer) for answer in answers) / n
@@ -125,6 +127,22 @@ class Validation:
             raise diverged(step, "the KL of the policy to the one as given", row["kl"], "lower learning_rate")
         self.rows.append(row)
         return row
+
+    def _by_kind(self, name: str, scores: Sequence[float]) -> Row:
+        """Mean and standard deviation over the prompts of each kind; nothing where there is one kind."""
+        k, found = self.options.samples, Row()
+        for kind in self.kinds if len(self.kinds) > 1 else ():
+            means = [
+                math.fsum(scores[at : at + k]) / k for at in range(0, len(scores), k) if self.prompts[at].kind == kind
+            ]
+            found[f"{name}_{kind}"] = mean = math.fsum(means) / len(means)
+            found[f"{name}_{kind}_std"] = math.sqrt(math.fsum((one - mean) ** 2 for one in means) / len(means))
+        return found
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many prompts of each kind are looked at."""
+        return dict(Counter({prompt.id: prompt.kind for prompt in self.prompts}.values()))
 
     @property
     def spared(self) -> list[int]:
@@ -164,6 +182,7 @@ class Validation:
             "why": self._why(last),
             "prompts": len({prompt.id for prompt in self.prompts}),
             "answers": len(self.prompts),
+            "kinds": self.kinds,
             "rows": self.rows,
         }
 

@@ -121,7 +121,11 @@
   };
 
   function fill(details, unit) {
-    for (const block of unit.blocks) details.append(...blocks[block.type](block));
+    for (const block of unit.blocks) {
+      const made = blocks[block.type](block), last = details.lastElementChild;
+      if (block.type === "facts" && last && last.tagName === "DL") last.append(...made[0].children); // one table
+      else details.append(...made);
+    }
   }
 
   function row(number) {
@@ -133,7 +137,7 @@
       label.append(" · ", make("bdi", "", index.tags[name]));
       summary.append(label);
     }
-    if (title) { const words = make("bdi", "soft", title); words.dir = "auto"; summary.append(" ", words); }
+    if (title) { const words = make("bdi", "", title); words.dir = "auto"; summary.append(" · ", words); }
     details.append(summary);
     details.addEventListener("toggle", async () => {
       if (!details.open || details.dataset.filled) return;
