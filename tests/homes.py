@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tiny import embedded_stand_in
+
 SMALL = [
     *("-o", "prompts.red_team=4", "-o", "prompts.helpful=2", "-o", "prompts.heldout_red_team=3"),
     *("-o", "prompts.heldout_helpful=2", "-o", "prompts.heldout_borderline=2"),
@@ -25,6 +27,16 @@ SMALL = [
     *("-o", "options.rl_algorithm.dpo={batch_size: 2}"),
     *("-o", "options.rl_algorithm.best_of_n={n: 2, max_new_tokens: 6}"),
 ]
+
+
+def home_with_pairs(folder: Path, recipe: str) -> Home:
+    """A working folder with the recipe ``r.yaml``, ten labelled pairs in ``pairs.jsonl`` and a tiny model in the place
+    of the embedded one."""
+    embedded_stand_in(folder / "cache")
+    pairs = [{"prompt": f"What is {i}?", "chosen": "A number." * (1 + i % 3), "rejected": "!"} for i in range(10)]
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
+    (folder / "r.yaml").write_text(recipe, encoding="utf-8")
+    return Home(folder, folder / "cache")
 
 
 @dataclass

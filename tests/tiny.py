@@ -7,15 +7,16 @@ from pathlib import Path
 from cai_core.testing.tiny import tiny_model
 
 
-def embedded_stand_in(cache: Path) -> Path:
-    """A tiny model in the place of the embedded one: what ``CAI_CACHE=cache`` finds under its name. Returns its
-    folder. Long few-shot prompts need more room than the tiny default, so it claims 4096 positions."""
+def embedded_stand_in(cache: Path, name: str = "smollm2-135m-instruct") -> Path:
+    """A tiny model in the place of the embedded one, or of another in the catalog: what ``CAI_CACHE=cache`` finds under
+    its name. Returns its folder. Long few-shot prompts need more room than the tiny default, so it claims 4096
+    positions."""
     import json
 
-    model = tiny_model(cache / "models" / "smollm2-135m-instruct")
+    model = tiny_model(cache / "models" / name)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}), encoding="utf-8")
-    (model / "cai_model.json").write_text(json.dumps({"name": "smollm2-135m-instruct"}), encoding="utf-8")
+    (model / "cai_model.json").write_text(json.dumps({"name": name}), encoding="utf-8")
     return model
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from homes import Home
-from tiny import embedded_stand_in
+from homes import Home, home_with_pairs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")]
 
@@ -38,12 +37,8 @@ fsdp_config:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    embedded_stand_in(tmp_path / "cache")
-    pairs = [{"prompt": f"What is {i}?", "chosen": "A number." * (1 + i % 3), "rejected": "!"} for i in range(10)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
-    (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
     (tmp_path / "fsdp.yaml").write_text(FSDP, encoding="utf-8")
-    return Home(tmp_path, tmp_path / "cache")
+    return home_with_pairs(tmp_path, RECIPE)
 
 
 def found(home: Home, store: str, kind: str, launch: str) -> Path:

@@ -18,8 +18,7 @@ import pytest
 
 from cai_core.errors import EnvironmentProblem
 from cai_core.pipeline.ranks import Ranks
-from homes import Home
-from tiny import embedded_stand_in
+from homes import Home, home_with_pairs
 
 RECIPE = """
 name: two
@@ -35,11 +34,7 @@ LONG = ("-o", "reward.epochs=40")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    embedded_stand_in(tmp_path / "cache")
-    pairs = [{"prompt": f"What is {i}?", "chosen": "A number." * (1 + i % 3), "rejected": "!"} for i in range(10)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
-    (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
-    return Home(tmp_path, tmp_path / "cache")
+    return home_with_pairs(tmp_path, RECIPE)
 
 
 def artifact(home: Home) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 from training import Context, turns
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, RLOOConfig
 
 from cai_core.errors import CAIError, UserError
 from cai_core.testing.rl import LetterE
@@ -195,6 +199,36 @@ def test_sizes_that_do_not_divide(kind: str, options: dict[str, int], where: str
         train(kind, tmp_path, model, **options)
     assert raised.value.where == where
     check(tmp_path, raised)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_vllm_where_it_cannot_be(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, not installed, a version that TRL does not work with; and what TRL is told where it can be."""
+    options = {"grpo": plugin.GRPOOptions, "rloo": plugin.RLOOOptions}[kind](vllm=True, vllm_memory=0.5)
+    make = {"grpo": plugin.make_grpo, "rloo": plugin.make_rloo}[kind]
+    context = Context(tmp_path / "w")
+    with pytest.raises(UserError, match="this stage runs on the CPU") as raised:
+        make(options, context)
+    assert raised.value.where == "rl.vllm"
+    check(tmp_path, raised)
+    context.device = "cuda"
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(UserError, match="not installed") as raised:
+            make(options, context)
+        check(tmp_path, raised)
+    monkeypatch.syspath_prepend(tmp_path)
+    for version, fits in (("0.1.0", False), ("0.25.0", True)):
+        (tmp_path / "vllm.py").write_text(f"__version__ = '{version}'", encoding="utf-8")
+        monkeypatch.delitem(sys.modules, "vllm", raising=False)
+        importlib.invalidate_caches()
+        if fits:
+            arguments = {"use_cpu": True, "bf16": False, **make(options, context).own}
+            config = {"grpo": GRPOConfig, "rloo": RLOOConfig}[kind](str(tmp_path / "c"), **arguments)
+            assert (config.use_vllm, config.vllm_mode, config.vllm_gpu_memory_utilization) == (True, "colocate", 0.5)
+        else:
+            with pytest.raises(UserError, match=r"versions from .* You have version 0\.1\.0") as raised:
+                make(options, context)
+            check(tmp_path, raised)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])

@@ -116,6 +116,19 @@ def test_sharded_weights_end_as_whole_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_sharded_checkpoints_are_kept_apart_from_plain_ones(tmp_path: Path) -> None:
+    """Each launch begins anew in the folder of the other, and goes on in its own."""
+    model = tiny_model(tmp_path / "tiny", hidden=16)
+    launched(model, tmp_path / "plain", "sft")
+    launched(model, tmp_path / "mixed", "sft", sharded=True)
+    launched(model, tmp_path / "mixed", "sft")
+    assert bitwise(tmp_path / "plain/sft/out-0", tmp_path / "mixed/sft/out-0")
+    folders = {path.name.rpartition("-")[2] for path in (tmp_path / "mixed/sft/w").glob("sft-*")}
+    assert len(folders) == 2
+    assert "fsdp" in folders
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["sft-long", "ppo-long"])
 def test_killed_and_launched_again_they_end_with_the_same_weights(kind: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cai_core.errors import CAIError, UserError
 from cai_core.types.context import Progress, StageContext
 from cai_plugins._torch.checkpoints import keep_last, last_whole, seal
 from cai_plugins._torch.options import TrainingOptions
-from cai_plugins._torch.ranks import check_sharded, connect, share, wait, world
+from cai_plugins._torch.ranks import check_sharded, connect, shards, share, wait, world
 from cai_plugins._torch.seeding import seed32
 
 KEEP = 2
@@ -71,6 +71,12 @@ class StageCallback(TrainerCallback):
             return
         seal(self.folder / f"checkpoint-{state.global_step}")
         keep_last(self.folder, KEEP, self.keeper.spared if self.keeper else ())
+
+
+def checkpoints(context: StageContext, name: str) -> Path:
+    """The folder for those of the training ``name``. FSDP and DeepSpeed write other files than plain training does,
+    which would go on from their weights with an optimizer that has forgotten everything: they are kept apart."""
+    return context.workdir / (f"{name}-{shards().lower()}" if shards() else name)
 
 
 class Unobserved:

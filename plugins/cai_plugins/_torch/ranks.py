@@ -36,9 +36,10 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def shards() -> bool:
-    """Whether the launch asks for FSDP or DeepSpeed, under which no process is to hold the whole model."""
-    return any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in ("FSDP", "DEEPSPEED"))
+def shards() -> str:
+    """FSDP or DEEPSPEED, under which no process is to hold the whole model, where the launch asks for it; else ""."""
+    asked = [kind for kind in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"]
+    return "".join(asked[:1])
 
 
 def share(batch: int, where: str, of: str) -> int:
@@ -129,18 +130,15 @@ def is_sharded(model: Any) -> bool:
 
 def check_sharded(accelerator: Any, model: Any) -> None:
     """Raises ``CAIError`` where the launch asked for FSDP or DeepSpeed and plain data parallel is what runs."""
-    for kind in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() != "true":
-            continue
-        running = accelerator.distributed_type.value
-        # ZeRO's stages 1 and 2 shard the optimizer's state and leave the weights whole.
-        if running != kind or (kind == "FSDP" and not is_sharded(model)):
-            raise CAIError(
-                f"the launch asks for {kind}, and accelerate runs {running}, with the model "
-                f"{'sharded' if is_sharded(model) else 'whole'} in each process",
-                where="launch.config",
-                hint="FSDP needs a GPU per process and at least two processes",
-            )
+    kind, running = shards(), accelerator.distributed_type.value
+    # ZeRO's stages 1 and 2 shard the optimizer's state and leave the weights whole.
+    if kind and (running != kind or (kind == "FSDP" and not is_sharded(model))):
+        raise CAIError(
+            f"the launch asks for {kind}, and accelerate runs {running}, with the model "
+            f"{'sharded' if is_sharded(model) else 'whole'} in each process",
+            where="launch.config",
+            hint="FSDP needs a GPU per process and at least two processes",
+        )
 
 
 class Shared:

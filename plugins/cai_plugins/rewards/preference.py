@@ -31,7 +31,7 @@ from cai_core.types.context import StageContext
 from cai_core.types.records import Conversation, Message
 from cai_core.types.reward import Exchange, Preference
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
+from cai_plugins._torch.callbacks import arguments, checkpoints, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.checkpoints import sync
 from cai_plugins._torch.loading import check_folder, context_length, load_classifier, load_tokenizer
@@ -100,7 +100,7 @@ class PreferenceModel:
         if new:
             _init_head(classifier, seed)
         set_seed(seed)
-        folder = self.context.workdir / f"preference-{_identity(model, rows)}"
+        folder = checkpoints(self.context, f"preference-{_identity(model, rows)}")
         learner = _trainable(classifier, options, model)
         if options.layers == 0 and shards():
             raise UserError(

@@ -81,6 +81,17 @@ def check_signal(answers: Sequence[str], rewards: Sequence[float], where: str = 
         )
 
 
+def check_answers(answers: Sequence[str], max_empty: float) -> None:
+    """Raises ``UserError`` where a share of ``max_empty`` of the first answers has no text."""
+    empty = sum(not text.strip() for text in answers) / len(answers)
+    if empty >= max_empty:
+        raise UserError(
+            f"{empty:.0%} of the policy's first {len(answers)} answers are empty",
+            where="rl.max_empty",
+            hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
+        )
+
+
 def diverged(step: int, what: str, value: float, advice: str) -> CAIError:
     """Training that became infinite or NaN."""
     return CAIError(

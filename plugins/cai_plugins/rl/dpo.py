@@ -33,13 +33,14 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import Conversation, Message
 from cai_core.types.reward import Preference, RewardModel
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_batch, quiet, run
+from cai_plugins._torch.callbacks import Unobserved, arguments, checkpoints, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.preferences import check_preferences
 from cai_plugins._torch.ranks import Shared, everywhere, world
+from cai_plugins.rl.astray import Guard
 from cai_plugins.rl.checks import check_ends
 from cai_plugins.rl.live import Live
 from cai_plugins.rl.looking import Looks, chosen
@@ -49,7 +50,7 @@ from cai_plugins.rl.validation import Validation, set_aside, told, wanted
 COUNTED = ("equal", "too_long", "shortened", "undecided")
 ANSWER = 128
 """Tokens of an answer that is looked at, at most, as in Bai et al. 2022a."""
-NAMES = ("loss", "accuracy", "margin", "logratio_preferred", "logratio_other")
+NAMES = ("loss", "accuracy", "margin", "logratio_preferred", "logratio_other", "kl_reverse")
 
 
 class DPO:
@@ -59,7 +60,11 @@ class DPO:
 
     The curve, each the mean over a step's pairs before it learns from them: ``loss`` in nats; ``margin``, beta D
     towards the preferred answer; ``accuracy``, how often it points there; ``logratio_preferred`` and
-    ``logratio_other``, the answers' log-ratios to the reference in nats. Pairs labelled 0.5 count in the loss alone.
+    ``logratio_other``, the answers' log-ratios to the reference in nats. Pairs labelled 0.5 count in the loss and in
+    ``kl_reverse`` alone. That is minus the mean log-ratio of all answers: KL(reference || policy) as far as the
+    reference drew them, as it does in the stage ``pairs``. The other direction needs answers of the policy, and DPO has
+    none. It explodes as that does, where the policy leaves all that it reads (both log-ratios fall without end), and
+    above ``max_kl`` training ends with the last checkpoint that was in order; notes and ``metrics["stopped"]`` say so.
     """
 
     def __init__(self, options: DPOOptions, context: StageContext) -> None:
@@ -97,7 +102,7 @@ class DPO:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-        folder = self.context.workdir / f"dpo-{_identity(policy, encoded.rows)}"
+        folder = checkpoints(self.context, f"dpo-{_identity(policy, encoded.rows)}")
         trainer = SoftDPOTrainer(
             model=load_causal(policy, self.context.device, all_weights=options.lora is None),
             args=DPOConfig(
@@ -123,15 +128,19 @@ class DPO:
         validation = None
         if watched is not None:
             live = Live(trainer.model, policy, tokenizer, self.context, 1.0, self.micro)
-            validation = Validation(watched, self.context, live, aside, Sampling(ANSWER), None)
+            most = math.inf if options.max_kl is None else options.max_kl
+            validation = Validation(watched, self.context, live, aside, Sampling(ANSWER), None, most_kl=most)
             trainer.add_callback(Looks(validation, folder))
+        guard = Guard(lambda entry: {"kl": entry.get("kl_reverse")}, options.max_kl, what="the KL from the reference")
+        trainer.add_callback(guard)
         log = run(trainer, self.context, folder, "optimizer steps", validation)
+        good = guard.good(folder, validation)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
-        save_merged(chosen(trainer, validation, folder, again), tokenizer, out)
+        save_merged(chosen(trainer, validation, folder, again, good), tokenizer, out)
 
         steps = curve(log, {name: name for name in NAMES})
         metrics = {
-            "steps": float(trainer.state.global_step),
+            "steps": float(trainer.state.global_step if good is None else good),
             "pairs": float(len(encoded.rows)),
             **{f"pairs_{name}": float(encoded.counts[name]) for name in COUNTED},
             "loss_first": steps[0]["loss"],
@@ -141,7 +150,9 @@ class DPO:
         for name in NAMES[1:]:
             if seen := [row[name] for row in tail if name in row]:
                 metrics[f"{name}_second_half"] = math.fsum(seen) / len(seen)
-        return told(TrainResult(metrics=metrics, curve=steps, notes=notes), validation, trainer.state.max_steps)
+        said, counted = guard.outcome(trainer.state.max_steps, good)
+        result = TrainResult(metrics={**metrics, **counted}, curve=steps, notes=[*notes, *said])
+        return told(result, validation, trainer.state.max_steps)
 
 
 class SoftDPOTrainer(Shared, Unobserved, DPOTrainer):
@@ -190,6 +201,7 @@ class SoftDPOTrainer(Shared, Unobserved, DPOTrainer):
         if self._seen:
             a, b, p = everywhere(torch.cat(self._seen, dim=1))
             self._seen = []
+            logs["kl_reverse"] = -torch.cat([a, b]).mean().item()
             prefers_a, decided = p > 0.5, p != 0.5
             if decided.any():
                 better = torch.where(prefers_a, a, b)[decided]

@@ -1,20 +1,22 @@
 """What GRPO and RLOO over TRL's trainers share: each prompt gets a group of samples, whose rewards are compared.
 
-The reward model is a plain Python reward function, so any reward model will do. Left out of TRL: vLLM, tools, several
-rewards. TRL does not checkpoint a batch of samples in use, so checkpoints fall between batches, and the order of
-prompts is laid out beforehand: a restart then goes on exactly.
+The reward model is a plain Python reward function, so any reward model will do. Left out of TRL: vLLM on a server,
+tools, several rewards. TRL does not checkpoint a batch of samples in use, so checkpoints fall between batches, and the
+order of prompts is laid out beforehand: a restart then goes on exactly, but for samples of vLLM, which begins anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from trl.import_utils import is_vllm_available
 
 from cai_core.errors import UserError
 from cai_core.types.backend import Sampling
@@ -23,14 +25,15 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import conversation
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import arguments, curve, micro_batch, quiet, run
+from cai_plugins._torch.callbacks import arguments, checkpoints, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
-from cai_plugins._torch.ranks import gather
+from cai_plugins._torch.ranks import gather, shards
 from cai_plugins._torch.seeding import seed32
-from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
+from cai_plugins.rl.astray import Guard
+from cai_plugins.rl.checks import check_answers, check_ends, check_signal, finite_rewards
 from cai_plugins.rl.live import Live
 from cai_plugins.rl.looking import Looks, chosen
 from cai_plugins.rl.plugin import GroupOptions
@@ -50,6 +53,7 @@ NAMES = {
     "refusal": "refusal",
     "repetition": "repetition",
     "boilerplate": "boilerplate",
+    "empty": "empty",
     "loss": "loss",
 }
 SAMPLED = (
@@ -59,9 +63,11 @@ SAMPLED = (
     "completions/mean_length",
     "completions/clipped_ratio",
     "kl",
+    "kl_answer",
     "refusal",
     "repetition",
     "boilerplate",
+    "empty",
 )
 
 
@@ -81,6 +87,9 @@ class Grouped:
         context: StageContext,
     ) -> None:
         quiet()
+        if options.vllm:
+            check_vllm(context.device)
+            own = {**own, "use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": options.vllm_memory}
         self.name, self.trainer, self.config, self.own = name, trainer, config, own
         self.options = options
         self.context = context
@@ -93,11 +102,13 @@ class Grouped:
         tokenizer = load_tokenizer(policy)
         check_ends(tokenizer, policy)
         chat = Chat(tokenizer, policy)
-        usable, _ = fitting(chat, policy, prompts, options.max_new_tokens)
+        usable, ids = fitting(chat, policy, prompts, options.max_new_tokens)
         notes = left_out(prompts, usable)
-        watched, aside = wanted(options.validation, self.context), list[Prompt]()
+        watched, aside = wanted(options.validation, self.context), list[tuple[Prompt, list[int]]]()
         if watched is not None:
-            usable, aside = set_aside(usable, watched, self.context.seed, lambda prompt: prompt.id)
+            both = list(zip(usable, ids, strict=True))
+            kept, aside = set_aside(both, watched, self.context.seed, lambda item: item[0].id)
+            usable, ids = [prompt for prompt, _ in kept], [tokens for _, tokens in kept]
             notes.append(f"{len(aside)} prompts are for validation and are not learnt from")
         if len(usable) < options.prompts_per_step:
             raise UserError(
@@ -110,8 +121,11 @@ class Grouped:
         order = layout(len(usable), batches * options.prompts_per_step, seed32(self.context.seed, "prompts"))
         rows = [{"prompt": chat.turns(usable[i].messages), "index": i} for i in order]
 
-        folder = self.context.workdir / f"{self.name}-{_identity(policy, usable)}"
-        made = _Reward(reward, usable, first=last_whole(folder) is None)
+        folder = checkpoints(self.context, f"{self.name}-{_identity(policy, usable)}")
+        begun = last_whole(folder)
+        if begun is not None and options.vllm:
+            notes.append(f"went on from {begun.name}: vLLM draws other samples than it would have in one go")
+        made = _Reward(reward, usable, options.max_empty, first=begun is None)
         trainer = self.trainer(
             model=load_causal(policy, self.context.device, all_weights=options.lora is None),
             reward_funcs=made,
@@ -139,16 +153,31 @@ class Grouped:
             processing_class=tokenizer,
             peft_config=lora_config(options.lora, "CAUSAL_LM"),
         )
-        validation = None
-        if watched is not None:
+        unseen = not options.beta and options.max_kl is not None  # without a KL in the loss TRL knows of none
+        if unseen and shards():
+            raise UserError(
+                "without `beta`, the KL is measured by each process with the whole policy, and the launch shares its "
+                "weights out",
+                where="rl.max_kl",
+                hint="set `beta` above 0, or `max_kl: null`, which watches no KL",
+            )
+        live = None
+        if unseen or watched is not None:
             live = Live(trainer.model, policy, tokenizer, self.context, options.temperature, self.micro)
-            asked = [(prompt, chat.ids(prompt.messages, generation_prompt=True)) for prompt in aside]
+        if unseen:
+            made.live, made.ids = live, ids
+        validation = None
+        if live is not None and watched is not None:
             sampling = Sampling(options.max_new_tokens, options.temperature)
-            validation = Validation(watched, self.context, live, asked, sampling, reward)
+            most = {"most_kl": options.max_kl or math.inf, "most_empty": options.max_empty}
+            validation = Validation(watched, self.context, live, aside, sampling, reward, **most)
             trainer.add_callback(Looks(validation, folder, every))
+        guard = Guard(partial(whole, known={}), options.max_kl, options.max_empty)
+        trainer.add_callback(guard)
         log = run(trainer, self.context, folder, "optimizer steps", validation)
+        good = guard.good(folder, validation)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
-        save_merged(chosen(trainer, validation, folder, again), tokenizer, out)
+        save_merged(chosen(trainer, validation, folder, again, good), tokenizer, out)
 
         steps = curve(filled(log), NAMES)
         batches = [entry for entry in log if "reward" in entry]
@@ -160,32 +189,63 @@ class Grouped:
                 "nothing to learn from there"
             )
         half = max(1, len(rewards) // 2)
+        said, counted = guard.outcome(options.steps, good)
         metrics = {
-            "steps": float(trainer.state.global_step),
+            "steps": float(trainer.state.global_step if good is None else good),
             "samples": float(len(rewards) * self.batch),
             "reward_first": rewards[0],
             "reward_last": rewards[-1],
             "reward_first_half": sum(rewards[:half]) / half,
             "reward_second_half": sum(rewards[-half:]) / half,
+            **counted,
         }
-        if options.beta:
+        if "kl" in steps[-1]:
             metrics["kl_last"] = steps[-1]["kl"]
-        return told(TrainResult(metrics=metrics, curve=steps, notes=notes), validation, options.steps)
+        return told(TrainResult(metrics=metrics, curve=steps, notes=[*notes, *said]), validation, options.steps)
+
+
+def check_vllm(device: str) -> None:
+    """Raises ``UserError`` where TRL could not sample with vLLM here."""
+    if device == "cpu":
+        raise UserError(
+            "`vllm: true` samples on a GPU, and this stage runs on the CPU",
+            where="rl.vllm",
+            hint="leave it out, or run on a machine with a GPU (`device: cuda`)",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # TRL knows which versions it works with, and only warns
+        try:
+            there = is_vllm_available()
+        except UserWarning as warning:
+            message, hint = str(warning).partition(". ")[0], "pip install 'trl[vllm]' chooses one that fits"
+            raise UserError(message, where="rl.vllm", hint=hint) from None
+    if not there:
+        hint = "pip install 'trl[vllm]' (it pins its own torch), or leave `vllm` out"
+        raise UserError("`vllm: true` needs vLLM, which is not installed", where="rl.vllm", hint=hint)
 
 
 class _Reward:
-    """The reward model as TRL calls it. first: its next call is the first of a training."""
+    """The reward model as TRL calls it. first: its next call is the first of a training. live: where it is set, the KL
+    is measured too, with ``ids``, the prompts' tokens."""
 
     __name__ = "reward"
 
-    def __init__(self, reward: RewardModel, prompts: Sequence[Prompt], *, first: bool) -> None:
+    def __init__(self, reward: RewardModel, prompts: Sequence[Prompt], max_empty: float, *, first: bool) -> None:
         self.reward = reward
         self.prompts = prompts
+        self.max_empty = max_empty
         self.first = first
+        self.live: Live | None = None
+        self.ids: Sequence[list[int]] = ()
         self.rates: dict[str, float] = {}  # of the last batch of samples, until they are told
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], index: Sequence[int], **kwargs: Any
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        index: Sequence[int],
+        completion_ids: Sequence[Sequence[int]],
+        **kwargs: Any,
     ) -> list[float]:
         """One finite reward per sample. Raises ``CAIError`` otherwise: TRL would count a NaN as no sample."""
         exchanges = []
@@ -194,10 +254,16 @@ class _Reward:
             exchanges.append(Exchange(f"{self.prompts[i].id}/{k}", self.prompts[i].messages, answer.content))
         rewards = finite_rewards(self.reward, exchanges)
         if self.first:
+            check_answers([exchange.response for exchange in exchanges], self.max_empty)
             check_signal([exchange.response for exchange in exchanges], rewards)
             self.first = False
         mine = [(self.prompts[i].id, e.response) for i, e in zip(index, exchanges, strict=True)]
-        self.rates = text_rates([(prompt, text) for part in gather(mine) for prompt, text in part])
+        found = [(prompt, text) for part in gather(mine) for prompt, text in part]
+        self.rates = {**text_rates(found), "empty": sum(not text.strip() for _, text in found) / len(found)}
+        if self.live is not None:
+            kl = self.live.kl([(self.ids[i], list(answer)) for i, answer in zip(index, completion_ids, strict=True)])
+            everyone = [value for part in gather(kl) for value in part]
+            self.rates["kl_answer"] = math.fsum(everyone) / len(everyone)
         return rewards
 
 
@@ -215,17 +281,22 @@ class WithRates:
 
 
 def filled(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The log with all that is known of a batch in the entry of every update on it, where TRL has it at the first
-    alone, and ``kl`` in nats per sequence: TRL's is the mean over tokens (``kl_token`` here)."""
-    entries = []
+    """Each entry ``whole``."""
     known: dict[str, Any] = {}
-    for entry in log:
-        known |= {name: entry[name] for name in SAMPLED if name in entry}
-        full = {**known, **entry}
-        if "kl" in full:
-            full["kl_token"], full["kl"] = full["kl"], full["kl"] * full["completions/mean_length"]
-        entries.append(full)
-    return entries
+    return [whole(entry, known) for entry in log]
+
+
+def whole(entry: Mapping[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the log with all that is known of its batch of samples, where TRL has it at the first update on it
+    alone, and ``kl`` in nats per answer: TRL's is the mean over tokens (``kl_token`` here). known: what the entries
+    before have told, and then this one."""
+    known |= {name: entry[name] for name in SAMPLED if name in entry}
+    full = {**known, **entry}
+    if full.get("kl") is not None:
+        full["kl_token"], full["kl"] = full["kl"], full["kl"] * full["completions/mean_length"]
+    elif "kl_answer" in full:
+        full["kl"] = full["kl_answer"]
+    return full
 
 
 def _identity(policy: Path, prompts: Sequence[Prompt]) -> str:

@@ -20,6 +20,7 @@ from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inp
 
 # Our choices, those of the options that ``ppo`` has for them.
 ROWS, BUDGET = 64, 16384
+"""Rows, and tokens, in memory at a time."""
 
 
 class Live:
@@ -27,7 +28,15 @@ class Live:
     calls; the reference is ``policy``: the adapters switched off, or a copy that is loaded once it is asked for."""
 
     def __init__(
-        self, model: Any, policy: Path, tokenizer: Any, context: StageContext, temperature: float, micro: int
+        self,
+        model: Any,
+        policy: Path,
+        tokenizer: Any,
+        context: StageContext,
+        temperature: float,
+        micro: int,
+        rows: int = ROWS,
+        budget: int = BUDGET,
     ) -> None:
         self.trained = model
         self.model = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -38,7 +47,7 @@ class Live:
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.proper)
         self._frozen: Any = None
         with self._precision():
-            self.rollouts = Rollouts(self.model, sorted(self.ends), self.pad, ROWS, BUDGET)
+            self.rollouts = Rollouts(self.model, sorted(self.ends), self.pad, rows, budget)
 
     def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
         """See ``Rollouts``."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cai_core.errors import UserError
+from cai_core.errors import CAIError, UserError
 from cai_plugins._torch.loading import load_causal
 from cai_plugins._torch.lora import trained
 from cai_plugins._torch.ranks import is_sharded, rank
@@ -68,16 +68,29 @@ class Looks(TrainerCallback):
         path.write_text(json.dumps(self.validation.rows, allow_nan=False), encoding="utf-8")
 
 
-def chosen(trainer: Any, validation: Validation | None, folder: Path, again: Callable[[], Any]) -> Any:
-    """The model that is the result: that of the best look, or the last where nothing chooses. ``again`` loads the
-    policy as given. Of several processes the first has it, which writes it."""
+def chosen(
+    trainer: Any, validation: Validation | None, folder: Path, again: Callable[[], Any], good: int | None
+) -> Any:
+    """The model that is the result: that of the best look; else of step ``good``, where training has gone astray; else
+    the last. ``again`` loads the policy as given. Of several processes the first has it, which writes it."""
     best = None if validation is None else validation.best
-    if best is None or best == trainer.state.global_step or rank():
+    step = good if best is None else best
+    if step is None or step == trainer.state.global_step:
         return trained(trainer, again)
-    if best == 0:
-        return again()
-    found = checkpoint(folder, best)
-    if isinstance(trainer.model, PeftModel):
-        set_peft_model_state_dict(trainer.model, load_file(found / "adapter_model.safetensors"))
+    if rank():
         return trainer.model
-    return load_causal(found, "cpu", all_weights=True)
+    if step == 0:
+        return again()
+    found = checkpoint(folder, step)
+    if not any(found.glob("*.safetensors")):
+        raise CAIError(
+            f"the checkpoint of step {step} is in parts, and the result is to be made of it",
+            where="launch.config",
+            hint="set fsdp_state_dict_type: FULL_STATE_DICT and give the same command again",
+        )
+    given = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if not isinstance(given, PeftModel):
+        return load_causal(found, "cpu", all_weights=True)
+    model = get_peft_model(again(), given.peft_config["default"]) if is_sharded(given) else given
+    set_peft_model_state_dict(model, load_file(found / "adapter_model.safetensors"))
+    return model

@@ -42,7 +42,8 @@ from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.seeding import derived, seed32
 from cai_plugins._torch.training_state import load_training, save_training
-from cai_plugins.rl.checks import LEAST_ANSWERS, check_signal, diverged, finite_rewards
+from cai_plugins.rl.astray import last_good, stopped, trouble
+from cai_plugins.rl.checks import LEAST_ANSWERS, check_answers, check_signal, diverged, finite_rewards
 from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import OnlineDPOOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
@@ -117,8 +118,12 @@ class OnlineDPO:
                 validation.look(0)
             chosen = order[(step - 1) * self.pairs : step * self.pairs]
             row = self._backward(live, step, [(usable[i], ids[i]) for i in chosen], reward)
-            if trouble := self._trouble(row):
-                state = self._stopped(trouble, step, row, state, restored, folder, notes, validation)
+            if found := trouble(row, options.max_kl, options.max_empty):
+                good = last_good(folder, step, found, validation)
+                curve = [*state.curve, row]
+                state = state if good is None else restored(good)
+                state.curve, state.stopped = curve, step
+                notes.append(stopped(found, step, options.steps, None if good is None else state.step))
                 break
             row["learning_rate"] = float(optimizer.param_groups[0]["lr"])
             norm = float(torch.nn.utils.clip_grad_norm_(list(learnt.values()), options.max_grad_norm))
@@ -177,7 +182,7 @@ class OnlineDPO:
             **text_rates([(prompt.id, text) for prompt, text in zip(of, texts, strict=True)]),
         }
         if step == 1:
-            self._check_first(row, texts)
+            check_answers(texts, options.max_empty)
         p, seen = self._judge(exchanges, step) if self.judged else _score(reward, exchanges, step)
         labels, known = torch.tensor(p), torch.tensor([not math.isnan(value) for value in p])
         row |= seen
@@ -245,53 +250,6 @@ class OnlineDPO:
                 hint="use a labeler that decides; `cai label` shows what one makes of pairs",
             )
         return found, {"failed": failures.total() / self.pairs}
-
-    # what may go wrong -------------------------------------------------------------------------------------------
-
-    def _check_first(self, row: Row, texts: Sequence[str]) -> None:
-        if row["empty"] >= self.options.max_empty:
-            raise UserError(
-                f"{row['empty']:.0%} of the policy's first {len(texts)} answers are empty",
-                where="rl.max_empty",
-                hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
-            )
-
-    def _trouble(self, row: Row) -> str:
-        limit = self.options.max_kl
-        if limit is not None and row["kl"] > limit:
-            return f"the KL to the reference is {row['kl']:.1f} nats per answer, above max_kl {limit:g}"
-        if row["empty"] >= self.options.max_empty:
-            return f"{row['empty']:.0%} of the answers are empty, max_empty is {self.options.max_empty:g}"
-        return ""
-
-    def _stopped(
-        self,
-        trouble: str,
-        step: int,
-        row: Row,
-        state: _State,
-        restored: Any,
-        folder: Path,
-        notes: list[str],
-        validation: Validation | None,
-    ) -> _State:
-        """The state at the last good checkpoint, whose weights are back. The policy after step k is first seen at step
-        k + 1. A validation that chooses has seen a policy in order, which is the result then."""
-        text = f"stopped at step {step} of {self.options.steps}: {trouble}"
-        curve = [*state.curve, row]
-        if validation is None or validation.best is None:
-            good = last_whole(folder, at_most=step - 2)
-            if good is None:
-                raise CAIError(
-                    f"training {text}; no earlier checkpoint is known to be good",
-                    where="rl",
-                    hint="lower learning_rate, raise beta, or lower save_steps to keep earlier checkpoints",
-                )
-            state = restored(good)
-            text += f". The result is the policy after step {state.step}; a lower learning_rate would go further"
-        notes.append(text)
-        state.curve, state.stopped = curve, step
-        return state
 
     def _result(self, state: _State, notes: list[str]) -> TrainResult:
         curve = state.curve

@@ -121,9 +121,23 @@ class GroupOptions(RLOptions):
     learning_rate: float = Field(1e-4, ge=0, description="AdamW's learning rate")
     temperature: float = Field(1.0, gt=0, description="of sampling (the paper: 1 throughout)")
     clip: float = Field(0.2, gt=0, description="probability ratios are clipped at 1 +- this (Bai et al. 2022a: 0.2)")
+    # Not ``EXECUTION``: it draws other samples.
+    vllm: bool = Field(
+        False, description="sample with vLLM on the GPU that trains (TRL's colocate mode; pip install 'trl[vllm]')"
+    )
+    # TRL's default.
+    vllm_memory: float = Field(
+        0.3, gt=0, lt=1, description="share of the GPU's memory that vLLM takes", json_schema_extra=EXECUTION
+    )
+    # Our choices, those of ``ppo``. With beta 0 max_kl costs a pass of policy and reference over each batch of samples.
+    max_kl: float | None = Field(100.0, gt=0, description="nats per sequence at which training stops; null is never")
+    max_empty: float = Field(0.9, gt=0, le=1, description="share of empty answers in a batch at which training stops")
+    # Not ``EXECUTION``, as of ``ppo``.
     save_steps: int = Field(
-        50, ge=1, description="optimizer steps between checkpoints, rounded up to whole batches of samples",
-        json_schema_extra=EXECUTION,
+        10,
+        ge=1,
+        description="optimizer steps between checkpoints, rounded up to whole batches of samples; trouble leads back "
+        "to one",
     )
 
 
@@ -171,9 +185,12 @@ class DPOOptions(RLOptions):
         1024, ge=16, description="tokens per answer with its prompt; longer pairs lose their earliest turns, or are "
         "left out"
     )
-    save_steps: int = Field(
-        50, ge=1, description="optimizer steps between checkpoints", json_schema_extra=EXECUTION
+    # Our choice: that of ``ppo``, for the other direction (``dpo.py``). Answers of many hundred tokens need more.
+    max_kl: float | None = Field(
+        100.0, gt=0, description="nats per answer of KL(reference || policy) at which training stops; null is never"
     )
+    # Not ``EXECUTION``, as of ``ppo``.
+    save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints; trouble leads back to one")
 
 
 class OnlineDPOOptions(RLOptions):

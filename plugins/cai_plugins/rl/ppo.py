@@ -18,14 +18,13 @@ samples of a batch, and what they find is put together before anything is made o
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import get_scheduler, set_seed
 
-from cai_core.errors import CAIError, UserError
+from cai_core.errors import UserError
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.component import EXECUTION
 from cai_core.types.context import StageContext
@@ -50,7 +49,6 @@ from cai_plugins._torch.checkpoints import keep_last, last_whole
 from cai_plugins._torch.loading import load_causal, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.ranks import connect, gather, rank, sum_up, sum_up_gradients, world
-from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins._torch.seeding import derived, seed32
 from cai_plugins._torch.training_state import load_training, save_training
 from cai_plugins.rl.advantages import (
@@ -65,8 +63,9 @@ from cai_plugins.rl.advantages import (
     value_loss,
     whiten,
 )
-from cai_plugins.rl.checks import check_signal, diverged, end_tokens, shared_rewards
-from cai_plugins.rl.live import no_dropout
+from cai_plugins.rl.astray import last_good, stopped, trouble
+from cai_plugins.rl.checks import check_answers, check_signal, diverged, shared_rewards
+from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
 from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
@@ -156,10 +155,14 @@ class PPO:
             names = [usable[i].id for i in chosen for _ in range(options.samples_per_prompt)]
             row |= text_rates(list(zip(names, texts, strict=True)))
             if step == 1:
-                self._check_first(row, texts, scores)
-            if trouble := self._trouble(row):
-                # The policy of checkpoint k is seen at step k + 1: the one before this step's is the last good one.
-                self._stop(trouble, step, learner, folder, state, row, notes, validation)
+                check_answers(texts, options.max_empty)
+                check_signal(texts, scores)
+            if found := trouble(row, options.max_kl, options.max_empty):
+                good = last_good(folder, step, found, validation)
+                back = learner.load(good)
+                state.step, state.stopped = state.step if back is None else back.step, step
+                state.curve.append({name: value for name, value in row.items() if math.isfinite(value)})
+                notes.append(stopped(found, step, options.steps, None if back is None else back.step))
                 break
 
             penalties = torch.tensor([0.0 if end else options.missing_end_penalty for end in ended])
@@ -193,16 +196,6 @@ class PPO:
         return told(self._result(state, notes), validation, options.steps)
 
     # before training ---------------------------------------------------------------------------------------------
-
-    def _check_first(self, row: Row, texts: Sequence[str], scores: Sequence[float]) -> None:
-        """Nothing has been learnt yet."""
-        if row["empty"] >= self.options.max_empty:
-            raise UserError(
-                f"{row['empty']:.0%} of the policy's first {len(texts)} answers are empty",
-                where="rl.max_empty",
-                hint="the policy must answer before it can learn to answer better: fine-tune it first, or use another",
-            )
-        check_signal(texts, scores)
 
     def _validation(
         self,
@@ -238,53 +231,6 @@ class PPO:
                 given = ModelInput(messages=prompt.messages)
                 requests.append(GenerateRequest(f"{prompt.id}/{step}/{k}", given, sampling, seed))
         return requests
-
-    def _trouble(self, row: Row) -> str:
-        """Why training must not go on from here; empty where it may."""
-        options = self.options
-        if math.isnan(row["kl"]):
-            return "the policy's probabilities are not numbers"
-        if options.max_kl is not None and row["kl"] > options.max_kl:
-            return f"the KL to the reference is {row['kl']:.1f} nats per answer, above max_kl {options.max_kl:g}"
-        if math.isinf(row["kl"]):
-            return "the KL to the reference is infinite"
-        if row["empty"] >= options.max_empty:
-            return f"{row['empty']:.0%} of the answers are empty, max_empty is {options.max_empty:g}"
-        return ""
-
-    def _stop(
-        self,
-        trouble: str,
-        step: int,
-        learner: _Learner,
-        folder: Path,
-        state: _State,
-        row: Row,
-        notes: list[str],
-        validation: Validation | None,
-    ) -> None:
-        """Take the policy back to the last good checkpoint. Raises ``CAIError`` where there is none. A validation that
-        chooses has seen a policy in order, which is the result then."""
-        if validation is not None and validation.best is not None:
-            state.curve.append({name: value for name, value in row.items() if math.isfinite(value)})
-            state.stopped = step
-            notes.append(f"stopped at step {step} of {self.options.steps}: {trouble}")
-            return
-        good = last_whole(folder, at_most=step - 2)
-        if good is None:
-            raise CAIError(
-                f"training stopped at step {step}: {trouble}; no earlier checkpoint is known to be good",
-                where="rl",
-                hint="lower learning_rate, raise beta, or lower save_steps to keep earlier checkpoints",
-            )
-        found = learner.load(good)
-        assert found is not None
-        state.curve.append({name: value for name, value in row.items() if math.isfinite(value)})
-        state.step, state.stopped = found.step, step
-        notes.append(
-            f"stopped at step {step} of {self.options.steps}: {trouble}. The result is the policy after step "
-            f"{found.step}; a lower learning_rate or a higher beta would go further"
-        )
 
     def _update(
         self,
@@ -404,42 +350,33 @@ class _Seen:
     entropy: Tensor
 
 
-class _Learner:
+class _Learner(Live):
     """The policy under training with its reference, its value function and its optimizer."""
 
     def __init__(self, options: PPOOptions, context: StageContext, policy: Path, tokenizer: Any, micro: int) -> None:
-        self.options = options
-        self.tokenizer = tokenizer
-        self.micro = micro
-        cpu = context.device == "cpu"
         connect(context.device)
+        cpu = context.device == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         if (kind := self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED"):
             raise UserError(
                 f"ppo keeps the whole policy in each process, and the launch asks for {kind}",
                 where="launch.config",
                 hint="write `launch: {rl: {config: null}}`; adapters, `micro_batch` and `gradient_checkpointing` save "
-                "memory, and grpo and rloo can be sharded",
+                "memory",
             )
         model = load_causal(policy, context.device, all_weights=options.lora is None)
-        self.proper = end_tokens(model, tokenizer, policy)
-        self.ends = self.proper | set(tokenizer.all_special_ids)
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.proper)
-        # The reference: the adapters off, or a copy where there are none.
-        self.frozen = None if options.lora else copy.deepcopy(model).requires_grad_(False).eval()
-        self.trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
-        self.model = model
+        trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
         no_dropout(model)
         model.train(options.gradient_checkpointing)
         if options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        rows, budget = options.rollout_rows, options.token_budget
+        super().__init__(trained, policy, tokenizer, context, options.temperature, micro, rows, budget)
+        self.options = options
         self.critic = (
             _Head(model) if options.critic == "head" else _Separate(options, policy, tokenizer, context.device)
         )
         self.critic.to(context.device)
-        with self.accelerator.autocast():
-            self.rollouts = Rollouts(model, sorted(self.ends), self.pad, options.rollout_rows, options.token_budget)
-
         self.parts = {
             "policy": {n: p for n, p in self.trained.named_parameters() if p.requires_grad},
             "critic": {n: p for n, p in self.critic.named_parameters() if p.requires_grad},
@@ -458,18 +395,8 @@ class _Learner:
     def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
         """See ``Rollouts``. Each process draws a part of the answers and gets all of them."""
         mine = slice(*(len(requests) * r // world() for r in (rank(), rank() + 1)))  # one prompt's samples together
-        with self.accelerator.autocast():
-            drawn = self.rollouts.sample(requests[mine], prompts[mine])
+        drawn = super().sample(requests[mine], prompts[mine])
         return [answer for part in gather(drawn) for answer in part]
-
-    def ended(self, answer: Sequence[int]) -> bool:
-        """Whether the policy ended the answer as it should; another special token cuts it off."""
-        return answer[-1] in self.proper
-
-    def text(self, answer: Sequence[int]) -> str:
-        """The answer as the reward model reads it."""
-        tokens = answer[:-1] if answer[-1] in self.ends else answer
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     # reading -----------------------------------------------------------------------------------------------------
 
@@ -482,7 +409,7 @@ class _Learner:
         inputs, width = forward_inputs(samples, self.pad, self.rollouts.takes, self.model.device)
         ids = inputs["input_ids"]
         head = isinstance(self.critic, _Head) and not reference
-        with self._as_reference() if reference else nullcontext(self.model) as model, self.accelerator.autocast():
+        with self._as(reference) as model, self._precision():
             keep = only_answers(width, self.rollouts.takes)
             output = model(**inputs, **keep, output_hidden_states=head)
         logits = answer_logits(output.logits, width, self.options.temperature)
@@ -493,7 +420,7 @@ class _Learner:
         elif reference:
             values = torch.zeros_like(logp)
         else:
-            with self.accelerator.autocast():
+            with self._precision():
                 values = self.critic(inputs)[:, -width - 1 : -1]
         return logp, values, torch.special.entr(shares.exp()).sum(-1) if entropy else None
 
@@ -521,14 +448,6 @@ class _Learner:
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
         """See ``validation.Policy``."""
         return [float(value) for value in self.measure(samples).kl.sum(1)]
-
-    def _as_reference(self) -> AbstractContextManager[Any]:
-        return nullcontext(self.frozen) if self.frozen is not None else self._adapters_off()
-
-    @contextmanager
-    def _adapters_off(self) -> Iterator[Any]:
-        with self.trained.disable_adapter():
-            yield self.model
 
     # learning ----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from cai_core.errors import UserError
 from cai_core.types.context import StageContext
 from cai_core.types.trainer import Example, TrainResult
-from cai_plugins._torch.callbacks import Unobserved, arguments, curve, micro_batch, quiet, run
+from cai_plugins._torch.callbacks import Unobserved, arguments, checkpoints, curve, micro_batch, quiet, run
 from cai_plugins._torch.chat import IGNORED, Chat, drop_early_turns
 from cai_plugins._torch.loading import context_length, load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged, trained
@@ -58,7 +58,7 @@ class SFT:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-        folder = self.context.workdir / f"sft-{_identity(model, examples)}"
+        folder = checkpoints(self.context, f"sft-{_identity(model, examples)}")
         trainer = _Trainer(
             model=load_causal(model, self.context.device, all_weights=options.lora is None),
             args=SFTConfig(
