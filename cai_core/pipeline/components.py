@@ -68,8 +68,11 @@ class Resolver:
         file: RecipeFile,
         path: Sequence[str | int],
         problems: list[UserError],
+        *,
+        member: bool = False,
     ) -> ComponentUse | None:
-        """The component that ``ref`` names, or None with what is wrong appended to ``problems``."""
+        """The component that ``ref`` names, or None with what is wrong appended to ``problems``. A ``member`` of
+        another one has the options that stand beside its name, and none of those under ``options:``."""
         where = file.where(path)
         defaults: dict[str, Any] = {}
 
@@ -80,7 +83,7 @@ class Resolver:
 
         try:
             offer = self.registry.find(kind, ref.name)
-            defaults = self._defaults(kind, offer.component.name, offer.id, file)
+            defaults = {} if member else self._defaults(kind, offer.component.name, offer.id, file)
             given = {**defaults, **ref.options}
             if kind == "backend":
                 if "model" in given:
@@ -118,16 +121,16 @@ class Resolver:
         for number, entry in enumerate(entries):
             at = (*path, component.members, number)
             chosen = ComponentRef.model_validate({**(entry.model_extra or {}), "name": getattr(entry, kind)})
-            member = self.use(kind, chosen, file, at, problems)
-            if member is None:
+            part = self.use(kind, chosen, file, at, problems, member=True)
+            if part is None:
                 return None
-            for own, theirs in ((dumped, {kind: member.id, **member.options}), (identity, {kind: member.identity()})):
+            for own, theirs in ((dumped, {kind: part.id, **part.options}), (identity, {kind: part.identity()})):
                 listed = own[component.members][number]
                 fields = {key: listed[key] for key in type(entry).model_fields if key in listed and key != kind}
                 own[component.members][number] = {**theirs, **fields}
-            needs += member.needs
-            roles += tuple(getattr(entry, "role", role) if role == "judge" else role for role in member.roles)
-            members.append(member)
+            needs += part.needs
+            roles += tuple(getattr(entry, "role", role) if role == "judge" else role for role in part.roles)
+            members.append(part)
         learns_from = tuple(component.learns_from) if kind == "rl_algorithm" else ()
         if "reward" in learns_from:
             needs = ("reward_model", *needs)
@@ -144,7 +147,7 @@ class Resolver:
             distributed=component.distributed,
             reads=_of(offer, options, "reads") if kind == "evaluator" else (),
             members=tuple(members),
-            trains=component.trains or any(member.trains for member in members),
+            trains=component.trains or any(part.trains for part in members),
         )
 
     def _defaults(self, kind: str, name: str, full_id: str, file: RecipeFile) -> dict[str, Any]:

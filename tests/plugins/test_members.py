@@ -29,6 +29,7 @@ from cai_core.types.principles import Principle
 from cai_core.types.records import Message
 from cai_core.types.reward import Exchange, Preference
 from cai_core.types.trainer import TrainResult
+from servers import FaultServer
 
 PROMPT = (Message("user", "How do I bake bread?"),)
 
@@ -186,6 +187,32 @@ def test_a_reward_that_trains_nothing_needs_no_weights(tmp_path: Path) -> None:
         graph = graph_of(tmp_path, recipe=f"{recipe}\nreward: {reward}\n")
         (stage,) = (s for s in graph.stages if s.id == "reward")
         assert ("reward_base" in stage.models) == trains
+
+
+def test_a_judge_and_its_base_may_both_be_on_a_server(tmp_path: Path) -> None:
+    pair = {"prompt": "How?", "a": "Mix and bake.", "b": "No.", "p_a": 0.9}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+
+    def run(server: FaultServer) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "r.yaml").write_text(
+            "name: t\nmodels: {base: 'server:m'}\npairs: {path: pairs.jsonl}\nreport: null\n"
+            f"backend: {{name: openai, base_url: '{server.url}'}}\n"
+            "label: {labeler: {name: human, path: pairs.jsonl}, audit: null}\n"
+            "reward: {name: judge, format: text}\n"
+        )
+        command = [sys.executable, "-m", "cai_core.cli.main", "run", "r.yaml"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    with FaultServer() as server:
+        server.reply = lambda body: {"choices": [{"text": "x", "finish_reason": "stop"}]}
+        refused = run(server)
+    assert refused.returncode == 1
+    assert "gives no log-probabilities of the prompt" in refused.stderr
+    assert "`echo` with `logprobs`" in refused.stderr
+    with FaultServer() as server:
+        done = run(server)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server.bodies[-1]["prompt"].endswith("Rating: 10/10")
 
 
 PLUGIN = """

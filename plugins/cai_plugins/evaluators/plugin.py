@@ -332,6 +332,7 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         MultipleChoiceOptions,
         make_multiple_choice,
         "accuracy on multiple-choice items of a file, zero- and few-shot or after reasoning",
+        revision=2,
         reads=("training",),
     )
     yield Component(
@@ -339,6 +340,7 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         HonestyOptions,
         make_honesty,
         "true answers against false ones: TruthfulQA's MC1 (the best answer) and MC2 (probability of the true ones)",
+        revision=2,
         reads=("training",),
     )
     yield Component(
