@@ -607,6 +607,8 @@ def test_measures_equal_an_independent_computation(rows: list[tuple[float, float
         first, second = found["differences"]
         assert first["value"] == pytest.approx((right - shorter)[decided].mean())
         assert second["value"] == pytest.approx((right + shorter - 1)[decided].mean())
+        for difference in (first, second):
+            assert difference["low"] is None or -1 <= difference["low"] <= difference["high"] <= 1
     numbers = flat(found)
     assert numbers["heldout_brier"] == groups["all"]["brier"]
     assert all(math.isfinite(value) for value in numbers.values())

@@ -110,7 +110,8 @@ def _mean_of(values: Sequence[float]) -> dict[str, Any]:
     if n < 2 or len(set(values)) == 1:  # nothing varies, so nothing is known of how much it does
         return {"value": mean, "low": None, "high": None, "n": n}
     span = ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return {"value": mean, "low": float(span.low), "high": float(span.high), "n": n}
+    # Two rates cannot be further apart than 1.
+    return {"value": mean, "low": max(-1.0, float(span.low)), "high": min(1.0, float(span.high)), "n": n}
 
 
 def _sigmoid(margin: float) -> float:
