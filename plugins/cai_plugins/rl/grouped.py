@@ -217,7 +217,7 @@ def check_vllm(device: str) -> None:
         try:
             there = is_vllm_available()
         except UserWarning as warning:
-            message, hint = str(warning).partition(". ")[0], "pip install 'trl[vllm]' chooses one that fits"
+            message, hint = str(warning).partition(" installed")[0], "pip install 'trl[vllm]' chooses one that fits"
             raise UserError(message, where="rl.vllm", hint=hint) from None
     if not there:
         hint = "pip install 'trl[vllm]' (it pins its own torch), or leave `vllm` out"
