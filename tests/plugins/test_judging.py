@@ -514,12 +514,13 @@ def test_scripted_judges_are_recognised_for_what_they_are(name: str, labeler: st
         assert statistics["human"]["accuracy"] == pytest.approx(metrics["audit.accuracy"].value)
     elif name in ("word", "exclamations"):
         assert flag(metrics)
-        assert "position" not in warnings
+        # Asked for a letter where neither answer has more of them, it names the second one.
+        assert ("goes by position" in warnings) == (words and name == "exclamations")
         assert "contradicts" not in warnings
     elif name in ("coin", "faint coin"):
         assert flag(metrics)
         assert "goes by position" not in warnings
-        assert ("contradicts itself" in warnings) == (both and not words)
+        assert ("contradicts itself" in warnings) == both
         assert ("next to nothing" in warnings) == (name == "faint coin" and labeler in ("logprob", "one order", "cot"))
     elif name == "ties":
         assert statistics["tie_rate"] == 1.0
