@@ -354,9 +354,10 @@ def test_adaptive_control_moves_beta_and_fixed_does_not(model: Path, tmp_path: P
 
 
 def test_a_high_beta_holds_the_policy_back(model: Path, tmp_path: Path) -> None:
-    free = train(tmp_path / "f", model, steps=12, beta=0.0)
-    held = train(tmp_path / "h", model, steps=12, beta=1.0)
-    assert held.curve[-1]["kl"] < 0.5 * free.curve[-1]["kl"]
+    free, held = (
+        [row["kl"] for row in train(tmp_path / f"{beta}", model, steps=24, beta=beta).curve] for beta in (0.0, 1.0)
+    )
+    assert sum(held[12:]) < 0.5 * sum(free[12:])
 
 
 def test_a_price_on_answers_without_an_end_makes_them_end(model: Path, tmp_path: Path) -> None:
@@ -542,14 +543,15 @@ def test_an_exploding_kl_ends_with_the_last_policy_that_was_in_order(model: Path
 
 
 def test_answers_that_become_empty_end_it(model: Path, tmp_path: Path) -> None:
-    """A reward for saying nothing: the policy learns to end at once."""
+    """A reward for saying nothing: the policy learns to end at once. Fewer samples seldom hold such an end at first."""
     reward = Script(lambda call, texts: [-float(len(text)) for text in texts])
-    options = {"steps": 60, "learning_rate": 2e-2, "max_new_tokens": 4, "save_steps": 1, "max_kl": None}
+    options = {"steps": 60, "learning_rate": 5e-3, "max_new_tokens": 4, "save_steps": 1, "max_kl": None}
+    options["samples_per_prompt"] = 32
     result = train(tmp_path, model, reward=reward, max_empty=0.5, **options)
     assert result.curve[-1]["empty"] >= 0.5
     assert result.metrics["steps"] == result.metrics["stopped"] - 2
     assert any("of the answers are empty" in note for note in result.notes)
-    with pytest.raises(UserError, match="first 12 answers are empty"):
+    with pytest.raises(UserError, match="first 96 answers are empty"):
         train(tmp_path / "b", tmp_path / "out", reward=reward, max_empty=0.01, **options)
 
 
