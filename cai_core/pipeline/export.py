@@ -158,7 +158,7 @@ def card(record: Mapping[str, Any], found: list[Exported], form: str) -> str:
         f"| seed | {record['seed']} |",
     ]
     for name, model in sorted(record["models"].items()):
-        lines.append(f"| model {_cell(name)} | {model['source']}, digest {model['digest']} |")
+        lines.append(f"| model {_cell(name)} | {_cell(model['source'])}, digest {model['digest']} |")
     lines += ["", "| data set | rows | left out | stage digest |", "| --- | --- | --- | --- |"]
     for entry in found:
         lines.append(f"| {entry.name} | {entry.rows} | {_cell(_reasons(entry))} | {entry.artifact.digest} |")

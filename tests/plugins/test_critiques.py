@@ -182,6 +182,19 @@ def test_a_thought_is_no_part_of_a_critique() -> None:
     assert read == "The problem with the response is that it is loud."
 
 
+@pytest.mark.parametrize(
+    ("text", "critique"),
+    [
+        ("It is loud. Here is a revised version: Talk to him.", "It is loud."),
+        ("It is loud.\n\nSure, here's a more polite response:\n\nTalk to him.", "It is loud."),
+        ("Sure! Here is my critique of the response: it is loud.", "it is loud."),
+        ("It is loud. Here is why: it shouts.", "It is loud. Here is why: it shouts."),
+    ],
+)
+def test_a_critique_is_not_the_revision_that_comes_with_it(text: str, critique: str) -> None:
+    assert PaperTemplate(PaperOptions(), CONSTITUTION).read_critique(text) == critique
+
+
 def test_an_announcement_of_an_answer_is_no_answer() -> None:
     with pytest.raises(UnitError, match="no text"):
         ChatTemplate(ChatOptions(), CONSTITUTION).read_revision("The answer is:")

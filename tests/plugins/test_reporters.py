@@ -376,6 +376,14 @@ def test_markdown_cells_cannot_break_out(tmp_path: Path) -> None:
     assert {line.replace("\\|", "").count("|") for line in tables} <= {3, 4, 5, 6, 9}
 
 
+def test_a_report_names_the_constitution_by_its_digest(tmp_path: Path) -> None:
+    given = results()
+    given["constitution"]["digest"] = "7f32a473c8ca" * 5
+    for reporter in (HtmlReporter(1000), MarkdownReporter()):
+        (path,) = reporter.write(given, tmp_path)
+        assert given["constitution"]["digest"] in path.read_text(encoding="utf-8")
+
+
 def test_a_run_with_nothing_but_prompts_has_a_report(tmp_path: Path) -> None:
     given = results()
     empty: dict[str, Any] = {key: type(item)() for key, item in given.items() if isinstance(item, list)}

@@ -11,7 +11,7 @@ from cai_core.errors import UnitError
 from cai_core.types.principles import Constitution, Principle
 from cai_core.types.records import Conversation, Message, ModelInput
 from cai_plugins.critiques.plugin import ChatOptions
-from cai_plugins.critiques.reading import clean, clean_revision, without_thoughts
+from cai_plugins.critiques.reading import clean, clean_critique, clean_revision, without_thoughts
 from cai_plugins.critiques.shots import few_shots
 
 SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -62,7 +62,7 @@ class ChatTemplate:
             raise UnitError("unparseable", "the critique is empty")
         prefill = self.options.critique_prefill
         gap = "" if not prefill or text[:1].isspace() else " "
-        return clean(prefill + gap + text, unfinished=cut and self.options.whole_sentences)
+        return clean_critique(prefill + gap + text, unfinished=cut and self.options.whole_sentences)
 
     def read_revision(self, text: str, *, cut: bool = False) -> str:
         """Without labels, remarks about the revision and quotation marks."""

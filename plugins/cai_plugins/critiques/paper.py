@@ -10,7 +10,7 @@ from cai_core.text.transcripts import render_transcript
 from cai_core.types.principles import Constitution, Principle
 from cai_core.types.records import Conversation, ModelInput
 from cai_plugins.critiques.plugin import DirectOptions, PaperOptions
-from cai_plugins.critiques.reading import clean, clean_revision
+from cai_plugins.critiques.reading import clean, clean_critique, clean_revision
 from cai_plugins.critiques.shots import few_shots
 
 STOP = tuple(
@@ -57,7 +57,7 @@ class PaperTemplate:
 
     def read_critique(self, text: str, *, cut: bool = False) -> str:
         """Likewise."""
-        return clean(text, unfinished=cut and self.options.whole_sentences)
+        return clean_critique(text, unfinished=cut and self.options.whole_sentences)
 
     def read_revision(self, text: str, *, cut: bool = False) -> str:
         """Likewise, and without remarks about the revision."""

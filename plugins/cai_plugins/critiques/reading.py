@@ -67,6 +67,12 @@ _META_LINE = re.compile(
     r"here (?:it is|you go)))[.!:]?[ \t]*\n\s*",
     re.IGNORECASE,
 )
+# A revision that comes before it was asked for, after a critique.
+_TOO_EARLY = re.compile(
+    rf"(?<=[.!?])\s+(?:{_SURE})?(?:here(?:'s|’s| is)|below is)\b[^:\n]{{0,60}}\b(?:revis\w+|rewrit\w+|rephras\w+|"
+    r"(?:better|new|improved|updated|corrected|more \w+) (?:response|version|answer))\b[^:\n]{0,60}:",
+    re.IGNORECASE,
+)
 # A closing paragraph about the revision instead of to the user.
 _ABOUT = r"(?:revis\w+|rewr\w+|remov\w+|original|response)"
 _AFTERWORD = re.compile(
@@ -117,6 +123,11 @@ def clean(text: str, *, unfinished: bool = False) -> str:
     if not re.search(r"\w", text):
         raise UnitError("unparseable", "there is no text")
     return text
+
+
+def clean_critique(text: str, *, unfinished: bool = False) -> str:
+    """As ``clean``, and without a revision that comes with the critique."""
+    return clean(_TOO_EARLY.split(without_thoughts(text), maxsplit=1)[0], unfinished=unfinished)
 
 
 def clean_revision(text: str, *, unfinished: bool = False) -> str:

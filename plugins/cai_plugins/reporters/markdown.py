@@ -71,7 +71,9 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
     for stage in results["stages"]:
         failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
         lines.append(row([stage["name"], stage["component"] or "", str(stage["ok"]), failed]))
-    return lines
+    constitution = results["constitution"]
+    about = " ".join(str(constitution[key]) for key in ("id", "version") if constitution.get(key))
+    return [*lines, "", f"Constitution {cell(about)}, sha256 {cell(constitution.get('digest') or 'unknown')}."]
 
 
 def metrics_table(results: Mapping[str, Any]) -> list[str]:
