@@ -239,11 +239,23 @@ def _reward_models(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
                 "component": used.get("id", ""),
                 "metrics": record["metrics"],
                 "sources": extra.get("sources") or [],
-                "heldout": extra.get("heldout"),
+                "heldout": _heldout_pairs(extra.get("heldout")),
                 "notes": record["notes"],
             }
         )
     return found
+
+
+def _heldout_pairs(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a reward model was measured at on held-out pairs, with the names of its intervals."""
+    if not found:
+        return None
+    groups = [
+        {key: {"interval": "Wilson 95 %", **value} if isinstance(value, Mapping) else value for key, value in g.items()}
+        for g in found["groups"]
+    ]
+    differences = [{"interval": "Student's t 95 %", **difference} for difference in found["differences"]]
+    return {**found, "groups": groups, "differences": differences}
 
 
 def _chains(artifacts: Mapping[str, Artifact]) -> Rows:
