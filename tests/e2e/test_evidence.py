@@ -20,10 +20,8 @@ SMALL = [
     *("-o", "revise.sampling.max_new_tokens=8", "-o", "pairs.sampling.max_new_tokens=8"),
     *("-o", "evaluate.sampling.max_new_tokens=8", "-o", "label.audit.limit=8", "-o", "reward.epochs=1"),
     *("-o", "branches.ppo.rl={name: ppo, steps: 2, prompts_per_step: 2, max_new_tokens: 6, learning_rate: 0.05}"),
-    *(
-        "-o",
-        "branches.dpo.rl={name: dpo, batch_size: 4, learning_rate: 0.05, validation: {every: 1, prompts: 1, samples: 2}}",
-    ),
+    *("-o", "branches.dpo.rl={name: dpo, batch_size: 4, validation: {every: 1, prompts: 1, samples: 2}}"),
+    *("-o", "branches.dpo.rl.learning_rate=0.05"),
     *("-o", "branches.best_of_n.rl={name: best_of_n, n: 2, max_new_tokens: 6}"),
     # One small number format for weights of which nothing depends here.
     *("-o", "backends.generator.dtype=float32", "-o", "backends.judge.dtype=float32"),
