@@ -144,9 +144,8 @@ def summary_table(summary: Mapping[str, Any], findings: Sequence[Mapping[str, st
             cells = [_cell(metric["values"].get(model["name"]), metric["unit"]) for model in models]
             table.add_row(escape(clean(metric["label"])), *cells)
         console.print(table)
-    for finding in findings:
-        if finding["level"] == "warning":
-            console.print(f"[yellow]![/] {escape(clean(finding['title']))}")
+    for title in dict.fromkeys(finding["title"] for finding in findings if finding["level"] == "warning"):
+        console.print(f"[yellow]![/] {escape(clean(title))}")
 
 
 def _cell(value: Mapping[str, Any] | None, unit: str) -> str:
