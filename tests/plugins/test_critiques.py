@@ -220,3 +220,10 @@ def test_an_empty_critique_is_a_failure_though_its_first_words_were_given() -> N
 def test_a_long_text_is_read_in_one_pass(read: Callable[..., str], text: str) -> None:
     """With a search that begins anew at every place, each of these would take minutes, which is the limit of a test."""
     assert read("Well. " + text, unfinished=True)
+
+
+def test_a_remark_on_the_wording_is_taken_off() -> None:
+    text = (
+        "Sure, I can help with that. Here's a different way to phrase it for a young reader:\nAsk Sam what he thinks."
+    )
+    assert clean_revision(text) == "Ask Sam what he thinks."

@@ -77,8 +77,8 @@ def make_direct(options: DirectOptions, context: StageContext) -> CritiqueTempla
 @hookimpl
 def cai_register_critique_templates() -> Iterable[Component[CritiqueTemplate]]:
     """The critique templates that come with cai-core."""
-    yield Component("chat", ChatOptions, make_chat, "critique and revision as turns of any chat model", revision=4)
+    yield Component("chat", ChatOptions, make_chat, "critique and revision as turns of any chat model", revision=5)
     yield Component(
-        "paper", PaperOptions, make_paper, "CritiqueRequest / RevisionRequest as raw text, with examples", revision=4
+        "paper", PaperOptions, make_paper, "CritiqueRequest / RevisionRequest as raw text, with examples", revision=5
     )
-    yield Component("direct", DirectOptions, make_direct, "revision without a critique", revision=3)
+    yield Component("direct", DirectOptions, make_direct, "revision without a critique", revision=4)

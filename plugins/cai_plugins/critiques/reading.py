@@ -42,7 +42,7 @@ _META = re.compile(
     r"[,!.]*\s+)?"
     r"(?:here(?:'s|’s| is| are)|this is|below is|i(?:'ve| have)|i (?:would|will|can)|let me)\b"
     r"[^:\n]{0,90}\b(?:revis\w+|rewrit\w+|rewrote|rephras\w+|version|critique|"
-    r"(?:new|updated|improved|corrected) response|"
+    r"(?:new|updated|improved|corrected) response|(?:another|different|better) way (?:to|of) (?:phras|put|say)\w*|"
     r"(?:alternative|replacement)[^:\n]{0,30}\b(?:response|answer))"
     r"[^:\n]{0,90}:\s*",
     re.IGNORECASE,
