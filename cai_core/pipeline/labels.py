@@ -18,9 +18,10 @@ from cai_core.types.records import conversation
 from cai_core.types.reward import Preference
 
 CHANCE = 0.5  # two options
-# Our choices. A coin tossed for each order changes its answer in about half of the pairs; labels that follow length in
-# nine of ten pairs are a ruler's; under half of the mass on the letters the judge wants to say something else; and a
-# fifth of pairs without a label is no longer a random part. Fewer pairs than 20 show none of it.
+# Our choices. A coin tossed for each order changes its answer in about half of the pairs; where one order alone was
+# asked, half of the largest bias that there can be (0.5) is much; labels that follow length in nine of ten pairs are a
+# ruler's; under half of the mass on the letters the judge wants to say something else; and a fifth of pairs without a
+# label is no longer a random part. Fewer pairs than 20 show none of it.
 MOST_FLIPS = 0.4
 MOST_BIAS = 0.25
 MOST_LENGTH = 0.9
@@ -99,11 +100,13 @@ def label_statistics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         b.append(len(row["b"]))
         if p != 0.5 and a[-1] != b[-1]:
             found["longer_preferred"].append((p > 0.5) == (a[-1] > b[-1]))
+        flip = _flip(row)
         known = {"mass": evidence.get("mass"), "disagreement": evidence.get("disagreement")}
-        for key, value in {**known, "position_bias": _bias(row), "flip_rate": _flip(row)}.items():
+        known |= {"position_bias": _bias(row), "flip_rate": flip}
+        for key, value in known.items():
             if value is not None:
                 found[key].append(value)
-        if _flip(row):
+        if flip:
             found["flips_to_first"].append(evidence["p_a_first"] > 0.5)
         if "human" in given:
             people.append((p, given["human"]))

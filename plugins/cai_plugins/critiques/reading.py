@@ -16,9 +16,9 @@ _CHAT_TAG = re.compile(
 )
 # Tags that open the assistant's turn: what follows is the text itself.
 _OPENING = re.compile(
-    r"(?:<s>|<bos>|<\|(?:begin_of_text|startoftext|assistant)\|>|<｜(?:Assistant|begin▁of▁sentence)｜>|\[/INST\]|"
+    r"(?:(?:<s>|<bos>|<\|(?:begin_of_text|startoftext|assistant)\|>|<｜(?:Assistant|begin▁of▁sentence)｜>|\[/INST\]|"
     r"(?:<\|im_start\|>|<start_of_turn>)(?:assistant|model)\b|"
-    r"<\|start_header_id\|>assistant<\|end_header_id\|>)\s*"
+    r"<\|start_header_id\|>assistant<\|end_header_id\|>)\s*)+"
 )
 _OTHER_TURN = re.compile(
     r"(?:\*\*|#+ *)?(?:human|user|system|critique\s?request|revision\s?request)(?:\*\*)?:", re.IGNORECASE
@@ -107,7 +107,7 @@ def clean(text: str, *, unfinished: bool = False) -> str:
     else's turn, and when it ends inside a ``<think>`` block.
     """
     text = without_thoughts(text).strip()
-    while opening := _OPENING.match(text):
+    if opening := _OPENING.match(text):
         text = text[opening.end() :]
     text = _CHAT_TAG.split(text, maxsplit=1)[0].strip()
     if _OTHER_TURN.match(text):
