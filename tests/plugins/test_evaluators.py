@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,12 +267,38 @@ def test_the_audit_knows_a_perfect_a_biased_and_a_silent_judge() -> None:
     assert long["audit.accuracy"].value == long["audit.length_baseline"].value
 
 
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
+
+
+COMMON = (
+    "a and as ask be because but can can't could don't first for have help i i'm if in is it it's me may might my no "
+    "not of on or please so sorry that the there they this to what who will with won't would you your"
+)
+# What a judge may count in an answer without understanding it.
+SURFACE: dict[str, Any] = {
+    "characters": len,
+    "words": lambda text: len(words_of(text)),
+    "capital letters": lambda text: sum(map(str.isupper, text)),
+    "digits": lambda text: sum(map(str.isdigit, text)),
+    "letters per word": lambda text: sum(map(len, words_of(text))) / len(words_of(text)),
+    "different words": lambda text: len(set(words_of(text))) / len(words_of(text)),
+    "words per sentence": lambda text: len(words_of(text)) / max(1, len(re.findall(r"[.!?]", text))),
+    "quotation marks and apostrophes": lambda text: len(re.findall(r"['\"’]", text)),
+    "what stands first in the alphabet": lambda text: [-ord(character) for character in text[:8]],
+    **{f"'{sign}'": (lambda text, sign=sign: text.count(sign)) for sign in ",.;:?!-("},
+    **{f"the word {word}": (lambda text, word=word: words_of(text).count(word)) for word in COMMON.split()},
+}
+
+
 def test_the_built_in_comparisons_do_not_give_the_answer_away() -> None:
     items = read_comparisons(None)
     assert len(items) >= 60
-    longer = sum((len(i["better"]) > len(i["worse"])) + 0.5 * (len(i["better"]) == len(i["worse"])) for i in items)
-    low, high = wilson(longer, len(items))
-    assert low < 0.5 < high
+    for name, count in SURFACE.items():
+        found = [(count(item["better"]), count(item["worse"])) for item in items]
+        more = sum((better > worse) + 0.5 * (better == worse) for better, worse in found)
+        low, high = wilson(more, len(items))
+        assert low < 0.5 < high, f"a judge that counts {name} is right in {more} of {len(items)}"
     sides = sum(better_is_b(i["id"]) for i in items)
     low, high = wilson(sides, len(items))
     assert low < 0.5 < high

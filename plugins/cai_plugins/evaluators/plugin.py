@@ -325,7 +325,7 @@ def make_judge_audit(options: JudgeAuditOptions, context: StageContext) -> Evalu
 def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
     """The evaluators that come with cai-core."""
     yield Component(
-        "hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?", revision=3, reads=()
+        "hhh", HHHOptions, make_hhh, "does the model prefer the better of two answers?", revision=4, reads=()
     )
     yield Component(
         "multiple_choice",
@@ -375,6 +375,7 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         CalibrationOptions,
         make_calibration,
         "do the probabilities of a labeler or reward model mean what they say?",
+        revision=2,
         needs=("labeler", "principle_sampler", "reward_model"),
         needs_of=needs_of_judge,
         reads=("reward",),
@@ -405,5 +406,5 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         "is the labeler right more often than a coin?",
         needs=("labeler", "principle_sampler"),
         reads=(),
-        revision=4,
+        revision=5,
     )
