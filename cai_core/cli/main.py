@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "constitution": ("cai_core.cli.constitution", "List, show, check and import constitutions."),
     "schema": ("cai_core.cli.schema", "Print the JSON Schema of recipes, for editors."),
     "models": ("cai_core.cli.models", "List and fetch the models of the catalog."),
+    "gc": ("cai_core.cli.gc", "Free what no run refers to."),
 }
 """Name -> module that holds ``command``, and the line that ``cai --help`` prints without importing it."""
 
