@@ -191,8 +191,11 @@ def statistics_lines(statistics: Mapping[str, Any], *, principles: bool = True) 
 def preferences(labels: Artifact) -> tuple[list[Preference], int]:
     """The labelled pairs of a stage ``label``, in its order, and how many of its pairs have no label."""
     source = "human" if by_people(use["id"] for use in labels.identity["components"]) else "ai"
-    rows = list(read_table(labels.path / "labels.parquet", LABELS))
-    found = [_preference(row, source) for row in rows if row["p_a"] is not None]
+    rows = [
+        None if row["p_a"] is None else _preference(row, source)
+        for row in read_table(labels.path / "labels.parquet", LABELS)
+    ]
+    found = [row for row in rows if row is not None]
     return found, len(rows) - len(found)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cai_core.errors import PluginError
-from cai_core.pipeline.executor import LocalExecutor, Outcome, Unit
+from cai_core.pipeline.executor import LocalExecutor, Outcome, Tally, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import by_people, label_statistics, label_warnings
-from cai_core.pipeline.stages.generate import CHUNK, failure_record
+from cai_core.pipeline.stages.generate import CHUNK, failure_record, windows
 from cai_core.pipeline.stages.pairs import HUMAN, MIXTURE
 from cai_core.pipeline.tables import LABELS, PAIRS
 from cai_core.store.ledger import Row
@@ -24,13 +24,13 @@ from cai_core.types.records import conversation
 
 
 class _Label:
-    def __init__(self, job: Job, rows: Sequence[dict[str, Any]]) -> None:
+    """``pairs``: a window of them; ``rows`` and ``drawn`` are of that window alone."""
+
+    def __init__(self, job: Job) -> None:
         self.job = job
-        self.pairs = rows
         self.labeler = job.component("labeler")
         self.principles = job.principles("comparison")
-        self.rows: dict[str, Row] = {}
-        self.drawn: dict[str, list[str]] = {}
+        self.take(())
         models, components = job.spec.identity["models"], job.spec.identity["components"]
         # Besides the judge: what a labeler asks in other roles, and backends of their own.
         self.others: dict[str, Any] = {}
@@ -38,6 +38,12 @@ class _Label:
             self.others["roles"] = roles
         if backends := [c for c in components if c.get("role")]:
             self.others["backends"] = backends
+
+    def take(self, pairs: Sequence[dict[str, Any]]) -> None:
+        """Turn to the next window."""
+        self.pairs = pairs
+        self.rows: dict[str, Row] = {}
+        self.drawn: dict[str, list[str]] = {}
 
     def initial(self) -> Iterable[Unit[Comparison]]:
         models = self.job.spec.identity["models"]  # without a judge where the labeler asks none
@@ -89,29 +95,32 @@ def label_outcome(label: Label) -> Outcome:
 def run_label(job: Job, folder: Path) -> dict[str, Any]:
     """Writes ``labels.parquet``: every pair with its label or the reason why there is none."""
     source = job.input("pairs").path
-    pairs = list(read_table(source / "pairs.parquet", PAIRS))
+    path = source / "pairs.parquet"
     human = json.loads((source / HUMAN).read_text(encoding="utf-8")) if (source / HUMAN).is_file() else {}
     mixture = json.loads((source / MIXTURE).read_text(encoding="utf-8")) if (source / MIXTURE).is_file() else {}
-    stage = _Label(job, [pair for pair in pairs if not pair["failure"]])
-    tally = LocalExecutor().run(stage, job.ledger(), job.progress, total=len(stage.pairs))
     # Nobody judged under the principles that were drawn, where people's labels come from a file.
     people = by_people(use["id"] for use in job.spec.identity["components"])
-    rows = []
-    for pair in pairs:
-        row = stage.rows.get(pair["id"])
-        if row is None:
-            rows.append({**pair, "p_a": None})
-            continue
-        given = {**({"human": human[pair["id"]]} if pair["id"] in human else {}), **mixture.get(pair["id"], {})}
-        rows.append(
-            {
-                **pair,
-                "p_a": row.payload["p_a"] if not row.failure else None,
-                "principles": [] if people else stage.drawn[pair["id"]],
-                "evidence": {**row.payload["evidence"], **({GIVEN: given} if given else {})},
-                "failure": failure_record(row.failure),
-            }
-        )
-    write_table(folder / "labels.parquet", LABELS, rows)
-    statistics = label_statistics(rows)
+    total = sum(not pair["failure"] for pair in read_table(path, PAIRS))
+    stage, tally = _Label(job), Tally()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for window in windows(read_table(path, PAIRS)):
+            stage.take([pair for pair in window if not pair["failure"]])
+            LocalExecutor().run(stage, job.ledger(), job.progress, total=total, tally=tally)
+            for pair in window:
+                row = stage.rows.get(pair["id"])
+                if row is None:
+                    yield {**pair, "p_a": None}
+                    continue
+                given = {**({"human": human[pair["id"]]} if pair["id"] in human else {}), **mixture.get(pair["id"], {})}
+                yield {
+                    **pair,
+                    "p_a": row.payload["p_a"] if not row.failure else None,
+                    "principles": [] if people else stage.drawn[pair["id"]],
+                    "evidence": {**row.payload["evidence"], **({GIVEN: given} if given else {})},
+                    "failure": failure_record(row.failure),
+                }
+
+    write_table(folder / "labels.parquet", LABELS, rows())
+    statistics = label_statistics(read_table(folder / "labels.parquet", LABELS))
     return {**tally.as_info(), "labels": statistics, "warnings": label_warnings(statistics)}
