@@ -134,7 +134,8 @@ class EvaluateSection(_Model):
         None, description="of evaluators with a saved reward model, the component that saved it; null: `reward`"
     )
     models: tuple[str, ...] = Field(
-        (), description="which models: base, sft, rl, rl[branch] or a path; empty: all that the recipe has"
+        (), description="which models: base, sft, rl, rl[branch], rl@20 (the policy that the algorithm's "
+        "`snapshots` keeps of step 20) or a path; empty: all that the recipe has"
     )
     best_of: int | None = Field(
         None,

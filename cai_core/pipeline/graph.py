@@ -4,7 +4,7 @@
 takes what its algorithm learns from. ``heldout_reward`` is a second ``reward`` on labels set apart, for ``rl`` to look
 at. Branches share every stage that their overrides leave equal; ``iterate: N`` repeats pairs -> label -> reward -> rl
 with the current policy. Names: ``rl``, ``rl[grpo]`` (branch), ``rl[2]``
-(iteration), ``rl[grpo,2]``.
+(iteration), ``rl[grpo,2]``; as a model ``rl@20`` too: the snapshot at step 20 of that stage.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ _TEXT_STAGES = ("revise", "label", "audit")  # the stages that read the constitu
 
 @dataclass(frozen=True, slots=True)
 class ModelUse:
-    """A model in a role: ``stage`` made it, or it comes from outside as ``name`` (catalog, hub id or folder)."""
+    """A model in a role: ``stage`` made it, or it comes from outside as ``name`` (catalog, hub id or folder).
+    snapshot: the step of that stage at which it was so; 0 is its result."""
 
     name: str = ""
     stage: str = ""
+    snapshot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Graph:
     ) -> dict[str, Any]:
         """What the digest of ``stage`` covers. ``digests``: of the stages before; ``external``: of outside models."""
         models = {
-            role: digests[use.stage] if use.stage else external[use.name] for role, use in stage.models.items()
+            role: snapshot_name(digests[use.stage], use.snapshot) if use.stage else external[use.name]
+            for role, use in stage.models.items()
         }
         return {
             "stage": stage.kind,
@@ -82,6 +85,11 @@ class Graph:
         """Names of all models from outside, each once."""
         names = [use.name for stage in self.stages for use in stage.models.values() if use.name]
         return tuple(dict.fromkeys(names))
+
+
+def snapshot_name(of: str, step: int) -> str:
+    """``rl@20`` of ``rl`` and 20; ``of`` itself where there is no step."""
+    return f"{of}@{step}" if step else of
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:
@@ -310,12 +318,32 @@ class _Builder:
         # Evaluators with items of their own need no prompts; where there are some, the answers are in the report.
         if (recipe.prompts is not None or "answers" in reads) and not self._needs("evaluate", first, "prompts"):
             return
-        wanted = section.models or ("base", *trained)
+        snapshots = {
+            snapshot_name(name, step): ModelUse(stage=stage, snapshot=step)
+            for name, stage in trained.items()
+            for step in self._snapshots(stage)
+        }
+        # In the order of training: a stage's snapshots before its result.
+        wanted = section.models or (
+            "base",
+            *(one for name in trained for one in (*(s for s in snapshots if s.startswith(f"{name}@")), name)),
+        )
         models: dict[str, ModelUse] = {}
         answers = {}
         for name in wanted:
             if name in trained:
                 models[name] = ModelUse(stage=trained[name])
+            elif name in snapshots:
+                models[name] = snapshots[name]
+            elif name.partition("@")[0] in trained and name.partition("@")[2].isdecimal():
+                of, _, step = name.partition("@")
+                models[name] = ModelUse(stage=trained[of])
+                self._problem(
+                    ("evaluate", "models"),
+                    f"{name}: {of} keeps no policy of step {step}",
+                    f"it keeps {', '.join(s for s in snapshots if s.startswith(f'{of}@')) or 'none'}; give its "
+                    f"algorithm the option `snapshots: [{step}]`",
+                )
             elif name in ("base", *recipe.models):
                 models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)
             else:
@@ -354,6 +382,11 @@ class _Builder:
                 )
         models = self._roles(recipe, uses, models)
         self._put(Stage("evaluate", "evaluate", inputs, models, uses, {"models": list(wanted)}))
+
+    def _snapshots(self, stage: str) -> tuple[int, ...]:
+        """The steps whose policy the algorithm of an RL stage was asked to keep."""
+        uses = [use for use in self.stages[stage].components if use.kind == "rl_algorithm"]
+        return tuple(step for use in uses for step in use.options.get("snapshots") or ())
 
     def _best_of(self, n: int, recipe: Recipe, latest: Mapping[str, str]) -> str:
         """Add the answers that the reward picks out of ``n`` of the policy that RL starts from; the name of that."""
@@ -537,7 +570,7 @@ def _content(stage: Stage) -> dict[str, Any]:
     return {
         "kind": stage.kind,
         "inputs": dict(stage.inputs),
-        "models": {role: [use.name, use.stage] for role, use in stage.models.items()},
+        "models": {role: [use.name, snapshot_name(use.stage, use.snapshot)] for role, use in stage.models.items()},
         "components": [use.identity() for use in stage.components],
         "settings": dict(stage.settings),
     }

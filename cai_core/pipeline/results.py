@@ -19,6 +19,7 @@ from cai_core import __version__
 from cai_core.calibration import reliability
 from cai_core.errors import CAIError
 from cai_core.pipeline.compare import compare_all, student
+from cai_core.pipeline.graph import snapshot_name
 from cai_core.pipeline.headline import HARMLESS, HELPFUL, OVER_REFUSAL, headline, metrics_for
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
@@ -125,6 +126,9 @@ def _merge(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def model_label(name: str) -> str:
+    stage, step = _at_step(name)
+    if step:
+        return f"{model_label(stage)}, step {step}"
     kind, _, tags = name.rstrip("]").partition("[")
     words = {"base": "base model", "sft": "SL-CAI (SFT)", "rl": "RL-CAI (RL)"}
     if kind not in words:
@@ -133,17 +137,30 @@ def model_label(name: str) -> str:
     return " ".join([words[kind], ", ".join(told)]).rstrip()
 
 
+def _at_step(name: str) -> tuple[str, int]:
+    """A model's stage and step: of ``rl@20`` ``rl`` and 20, of any other name itself and 0."""
+    stage, _, step = name.partition("@")
+    return (stage, int(step)) if step.isdecimal() else (name, 0)
+
+
 def _models(
     artifacts: Mapping[str, Artifact], names: Sequence[str], sources: Mapping[str, Mapping[str, str]]
 ) -> list[dict[str, Any]]:
-    """With ``parent``: the one of them that it was trained from, or whose answers the reward picks from."""
+    """With ``parent``: the one of them that it was trained from, or whose answers the reward picks from; of a snapshot
+    the one before it, and of a stage with snapshots the last one before its result."""
     known = {sources[name]["digest"]: name for name in reversed(names) if name in sources}
     known |= {artifacts[name].digest: name for name in names if name in artifacts}
     found = []
     for name in names:
-        made = artifacts.get(name) or artifacts.get(f"answers[{name}]")
+        stage, step = _at_step(name)
+        made = artifacts.get(stage) or artifacts.get(f"answers[{stage}]")
         used = made.identity["models"] if made else {}
         parent = known.get(used.get("sft_base" if made and made.kind == "sft" else "policy", ""))
+        if made and made.kind == "rl":
+            trained = _load(made, "training.json")["metrics"]
+            last = step - 1 if step else trained.get("validation_best", trained.get("steps", 0))
+            before = [other for of, other in map(_at_step, names) if of == stage and 0 < other <= last]
+            parent = snapshot_name(stage, max(before)) if before else parent
         label = {"name": name, "label": model_label(name), "parent": None if parent == name else parent}
         found.append({**label, **sources.get(name, {})})
     return found

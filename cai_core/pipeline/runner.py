@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 
 from cai_core import __version__
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserError, UserErrors
-from cai_core.pipeline.graph import Stage
+from cai_core.pipeline.graph import Stage, snapshot_name
 from cai_core.pipeline.job import JobSpec
 from cai_core.pipeline.labels import audit_accuracy, audit_flag, by_people
 from cai_core.pipeline.models import fetch
@@ -29,6 +29,7 @@ from cai_core.pipeline.ranks import LAUNCHED
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import write_json
 from cai_core.store.lock import store_lock
+from cai_core.types.rl import snapshot_folder
 
 SCHEMA_VERSION = 1
 GRACE_S = 5.0  # a stopped worker has this long to leave; our choice: what a person at a terminal puts up with
@@ -203,7 +204,7 @@ class _Run:
         models = {}
         for role, use in stage.models.items():
             if use.stage:
-                models[role] = str(self.artifacts.path(*digests[use.stage]) / "model")
+                models[role] = str(self.artifacts.path(*digests[use.stage]) / snapshot_folder(use.snapshot))
             else:
                 models[role] = self.plan.models[use.name].location
         return JobSpec(
@@ -232,7 +233,7 @@ class _Run:
                 name = planned.stage.id.removeprefix("answers[").removesuffix("]")
                 use = planned.stage.models["policy"]
                 sources[name] = {
-                    "source": f"stage {use.stage}" if use.stage else use.name,
+                    "source": f"stage {snapshot_name(use.stage, use.snapshot)}" if use.stage else use.name,
                     "digest": planned.identity["models"]["policy"],
                 }
         return {

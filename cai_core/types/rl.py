@@ -11,6 +11,11 @@ from cai_core.types.reward import RewardModel
 from cai_core.types.trainer import TrainResult
 
 
+def snapshot_folder(step: int) -> str:
+    """Where in an artifact the policy after ``step`` lies; 0 is the result of the training."""
+    return f"snapshots/{step}" if step else "model"
+
+
 class RLAlgorithm(Protocol):
     """Improves a policy against a reward, or on the run's labels. The reference model is the policy as given.
 
@@ -22,6 +27,9 @@ class RLAlgorithm(Protocol):
     Ownership: the folder ``policy`` is read only; ``out`` is new and the algorithm's; checkpoints go to
     ``context.workdir``. The reward model is fitted and belongs to the caller; ``context.backend("policy")`` is the
     policy as given.
+    Snapshots: an algorithm with the option ``snapshots`` (steps, rising) also writes the policy after each of them as a
+    complete model folder, to ``out.parent / snapshot_folder(step)``, whichever policy is the result; where training
+    ended before such a step, its last one. They can be evaluated as ``rl@STEP``.
     Errors: ``UserError`` when prompts, labels or options do not fit (none of them given, a label that is no
     probability), ``CAIError`` when a reward or a loss is not finite. Nothing is learnt from such a reward.
     Determinism: the same arguments, options and seed give the same weights on the same device and number of threads,

@@ -419,6 +419,33 @@ def test_feedback_online_has_a_judge_and_a_constitution_and_no_reward(tmp_path: 
     assert before["prompts"] == other["prompts"]
 
 
+def test_policies_of_steps_on_the_way_are_models_in_the_order_of_training(tmp_path: Path) -> None:
+    text = FULL.replace("rl: grpo", "branches: {a: {rl: {name: ppo, snapshots: [10, 20]}}, b: {rl: dpo}}")
+    graph = graph_of(tmp_path, text)
+    (evaluate,) = [stage for stage in graph.stages if stage.id == "evaluate"]
+    assert evaluate.settings["models"] == ["base", "sft", "rl[a]@10", "rl[a]@20", "rl[a]", "rl[b]"]
+    (answers,) = [stage for stage in graph.stages if stage.id == "answers[rl[a]@20]"]
+    assert (answers.models["policy"].stage, answers.models["policy"].snapshot) == ("rl[a]", 20)
+    known = digests(graph)
+    assert len({known[f"answers[rl[a]{step}]"] for step in ("@10", "@20", "")}) == 3
+    chosen = graph_of(tmp_path, text, "evaluate={models: [sft, 'rl[a]@20'], evaluators: [refusal]}")
+    assert [s.id for s in chosen.stages if s.kind == "answers"] == ["answers[sft]", "answers[rl[a]@20]"]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("rl@15", "rl keeps no policy of step 15 it keeps rl@10, rl@20; give its algorithm the option"),
+        ("sft@10", "sft keeps no policy of step 10 it keeps none"),
+    ],
+)
+def test_a_step_that_nobody_keeps_is_told(tmp_path: Path, model: str, words: str) -> None:
+    text = FULL.replace("rl: grpo", "rl: {name: ppo, snapshots: [10, 20]}")
+    with pytest.raises(UserErrors) as error:
+        graph_of(tmp_path, text, f"evaluate={{models: [sft, '{model}'], evaluators: [refusal]}}")
+    assert words in " ".join(str(error.value).split())
+
+
 def test_branches_and_iteration_together(tmp_path: Path) -> None:
     text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}\niterate: 2")
     stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}

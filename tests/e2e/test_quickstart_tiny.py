@@ -92,10 +92,24 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("best_of_n", "rl
 
 @pytest.mark.parametrize("algorithm", ["dpo", *SLOW])
 def test_another_algorithm_is_one_word(home: Home, algorithm: str) -> None:
-    output = home.cai("run", "quickstart", *SMALL, "-o", f"rl={algorithm}", "--json")
+    """With `dpo`, a policy on the way as well, which is a model like others."""
+    kept = ["-o", "options.rl_algorithm.dpo={batch_size: 2, snapshots: [1]}"] if algorithm == "dpo" else []
+    output = home.cai("run", "quickstart", *SMALL, "-o", f"rl={algorithm}", *kept, "--json")
     record = json.loads(output[output.index("{") : output.rindex("}") + 1])
     ran = [stage["id"] for stage in record["stages"] if not stage.get("reused")]
-    assert ran == ["rl", "answers[rl]", "evaluate", "report"]
+    assert ran == ["rl", *(["answers[rl@1]"] if kept else []), "answers[rl]", "evaluate", "report"]
+    if kept:
+        results = json.loads((home.folder / "runs" / record["run_id"] / "report.json").read_text(encoding="utf-8"))
+        models = {model["name"]: model for model in results["models"]}
+        assert {name: model["parent"] for name, model in models.items()} == {
+            "base": None,
+            "sft": "base",
+            "rl@1": "sft",
+            "rl": "rl@1",
+        }
+        assert models["rl@1"]["label"] == "RL-CAI (RL), step 1"
+        assert len({model["digest"] for model in models.values()}) == 4
+        assert [point["model"] for point in results["frontier"]["points"]] == list(models)
 
 
 def test_ctrl_c_is_cancelled_and_goes_on(home: Home) -> None:

@@ -34,6 +34,11 @@ def finished(process: subprocess.Popen[str]) -> tuple[list[int], str]:
     return [int(line.split()[1]) for line in lines if line.startswith("step ")], curve
 
 
+# At steps that have no checkpoint otherwise, where there are such.
+SNAPSHOTS = {
+    **{kind: ["snapshots/5"] for kind in ("ppo", "dpo", "online_dpo")},
+    **{kind: ["snapshots/4"] for kind in ("grpo", "rloo")},
+}
 KINDS = ["sft", "preference", "ppo", "grpo"]
 MORE = ["dpo", "rloo", "online_dpo", *(f"{kind}-watched" for kind in ("ppo", "dpo", "grpo", "rloo", "online_dpo"))]
 
@@ -41,14 +46,14 @@ MORE = ["dpo", "rloo", "online_dpo", *(f"{kind}-watched" for kind in ("ppo", "dp
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE)])
 def test_killed_and_started_again_it_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny")
-    steps, curve = finished(start(kind, model, tmp_path / "w1", tmp_path / "straight"))
+    steps, curve = finished(start(kind, model, tmp_path / "w1", tmp_path / "straight/model"))
     last = steps[-1]
     assert steps == list(range(1, last + 1))
     assert last == STEPS or kind == "dpo-watched", "looks take pairs away"
     seed = int.from_bytes(os.urandom(4), "big")
     rng = random.Random(seed)
     at, delay = rng.randrange(4, last - 1), rng.uniform(0, 0.05)
-    process = start(kind, model, tmp_path / "w2", tmp_path / "out")
+    process = start(kind, model, tmp_path / "w2", tmp_path / "out/model")
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == f"step {at}":
@@ -58,8 +63,11 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(kind: str, tmp_p
     process.wait()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL, "it was killed before its end"
-    again, resumed = finished(start(kind, model, tmp_path / "w2", tmp_path / "out"))
+    again, resumed = finished(start(kind, model, tmp_path / "w2", tmp_path / "out/model"))
     assert again[0] > 1, f"it went on instead of starting anew (seed {seed}: killed {delay:.3f} s after step {at})"
     assert again[-1] == last
     assert resumed == curve, f"seed {seed}"
-    assert same(tmp_path / "straight", tmp_path / "out"), f"seed {seed}: killed {delay:.3f} s after step {at}"
+    for kept in ("model", *SNAPSHOTS.get(kind.partition("-")[0], ())):
+        assert same(tmp_path / "straight" / kept, tmp_path / "out" / kept), (
+            f"{kept}, seed {seed}: killed {delay:.3f} s after step {at}"
+        )

@@ -45,7 +45,9 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
         from cai_plugins.rl.plugin import DPOOptions, make_dpo
 
         context.labels = comparisons()
-        dpo = DPOOptions(learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2, **looks)
+        dpo = DPOOptions(
+            learning_rate=1e-2, batch_size=4, micro_batch=2, save_steps=1, epochs=2, snapshots=(5,), **looks
+        )
         result = make_dpo(dpo, context).train(model, [], NoReward(), out)
     elif kind in ("grpo", "rloo"):
         from cai_plugins.rl.plugin import GRPOOptions, RLOOOptions, make_grpo, make_rloo
@@ -53,7 +55,7 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
         prompts = [Prompt(f"p{i}", turns(f"How do I bake {i} loaves?")) for i in range(5)]
         # Two updates per batch of samples: a kill between them has to draw the batch again.
         small = {"steps": 12, "prompts_per_step": 2, "samples_per_prompt": 4, "max_new_tokens": 8, "save_steps": 1}
-        group = {**small, **looks, "updates_per_batch": 2, "learning_rate": 1e-2, "micro_batch": 4}
+        group = {**small, **looks, "updates_per_batch": 2, "learning_rate": 1e-2, "micro_batch": 4, "snapshots": (4,)}
         algorithm = (
             make_grpo(GRPOOptions(**group), context) if kind == "grpo" else make_rloo(RLOOOptions(**group), context)
         )
@@ -65,7 +67,8 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
         # Checkpoints at every second step: a kill between them has to do a step again.
         ppo = PPOOptions(
             steps=12, prompts_per_step=3, samples_per_prompt=2, minibatches=2, epochs=2, max_new_tokens=6,
-            learning_rate=1e-2, kl_control="adaptive", schedule="cosine", save_steps=3 if watched else 2, **looks,
+            learning_rate=1e-2, kl_control="adaptive", schedule="cosine", save_steps=3 if watched else 2,
+            snapshots=(5,), **looks,
         )  # fmt: skip
         result = make_ppo(ppo, context).train(model, prompts, LetterE(), out)
     elif kind == "online_dpo":
@@ -74,7 +77,7 @@ def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
         prompts = [Prompt(f"p{i}", turns(f"How do I bake {i} loaves?")) for i in range(7)]
         online = OnlineDPOOptions(
             steps=12, prompts_per_step=4, micro_batch=2, max_new_tokens=6, learning_rate=1e-2, schedule="cosine",
-            save_steps=3 if watched else 2, **looks,
+            save_steps=3 if watched else 2, snapshots=(5,), **looks,
         )  # fmt: skip
         result = make_online_dpo(online, context).train(model, prompts, LetterE(), out)
     else:

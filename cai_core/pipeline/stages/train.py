@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cai_core.store.tables import read_table
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import conversation
 from cai_core.types.reward import NoReward, Preference
+from cai_core.types.rl import snapshot_folder
 from cai_core.types.trainer import Example, TrainResult
 
 
@@ -51,7 +52,8 @@ def run_rl(job: Job, folder: Path) -> dict[str, Any]:
     reward = job.component("reward_model") if "reward" in job.spec.inputs else NoReward()
     algorithm = job.component("rl_algorithm")
     result = algorithm.train(Path(job.spec.models["policy"]), prompts, reward, folder / "model")
-    return _finish(job, folder, result, counts)
+    (options,) = (spec["options"] for spec in job.spec.components if spec["kind"] == "rl_algorithm")
+    return _finish(job, folder, result, counts, options.get("snapshots") or ())
 
 
 def _labels(job: Job) -> tuple[list[Preference], int]:
@@ -70,17 +72,22 @@ def _labels(job: Job) -> tuple[list[Preference], int]:
     return mine, unlabelled
 
 
-def _finish(job: Job, folder: Path, result: TrainResult, counts: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(
+    job: Job, folder: Path, result: TrainResult, counts: Mapping[str, Any], snapshots: Sequence[int] = ()
+) -> dict[str, Any]:
     """Check what a training component left, and write down beside the weights what they were trained with."""
     if not job.first:
         return {}
     if not isinstance(result, TrainResult):
         raise PluginError(f"the training component returned {type(result).__name__}, not TrainResult")
-    if not (folder / "model").is_dir() or not any((folder / "model").iterdir()):
-        raise PluginError("the training component wrote no model")
+    models = [folder / snapshot_folder(step) for step in (0, *snapshots)]
+    for model in models:
+        if not model.is_dir() or not any(model.iterdir()):
+            raise PluginError(f"the training component wrote no model to {model.relative_to(folder)}")
     constitution = {key: getattr(job.constitution, key) for key in ("id", "version", "digest")}
     origin = {"stage": job.spec.kind, "digest": job.spec.digest, "constitution": constitution}
-    write_json(folder / "model" / "cai-core.json", {"schema": 1, **origin})
+    for step, model in zip((0, *snapshots), models, strict=True):
+        write_json(model / "cai-core.json", {"schema": 1, **origin, **({"step": step} if step else {})})
     record = {
         "metrics": {k: float(v) for k, v in result.metrics.items()},
         "curve": [{k: float(v) for k, v in row.items()} for row in result.curve],

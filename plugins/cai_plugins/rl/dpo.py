@@ -45,6 +45,7 @@ from cai_plugins.rl.checks import check_ends
 from cai_plugins.rl.live import Live
 from cai_plugins.rl.looking import Looks, chosen
 from cai_plugins.rl.plugin import DPOOptions, ValidationOptions
+from cai_plugins.rl.snapshots import Snapshots, check_snapshots, last_trained, write_snapshots
 from cai_plugins.rl.validation import Validation, set_aside, told, wanted
 
 COUNTED = ("equal", "too_long", "shortened", "undecided")
@@ -99,6 +100,7 @@ class DPO:
                 where="rl: dpo",
                 hint="use a labeler that decides; `cai label` shows what one makes of these pairs",
             )
+        check_snapshots(options.snapshots, math.ceil(len(encoded.rows) / options.batch_size) * options.epochs)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -133,10 +135,14 @@ class DPO:
             trainer.add_callback(Looks(validation, folder))
         guard = Guard(lambda entry: {"kl": entry.get("kl_reverse")}, options.max_kl, what="the KL from the reference")
         trainer.add_callback(guard)
-        log = run(trainer, self.context, folder, "optimizer steps", validation)
+        snapshots = Snapshots(options.snapshots, validation)
+        trainer.add_callback(snapshots)
+        log = run(trainer, self.context, folder, "optimizer steps", snapshots)
         good = guard.good(folder, validation)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
         save_merged(chosen(trainer, validation, folder, again, good), tokenizer, out)
+        trained = last_trained(trainer.state, good)
+        notes += write_snapshots(options, trained, folder, policy, self.context.device, tokenizer, out)
 
         steps = curve(log, {name: name for name in NAMES})
         metrics = {

@@ -38,6 +38,7 @@ from cai_plugins.rl.live import Live
 from cai_plugins.rl.looking import Looks, chosen
 from cai_plugins.rl.plugin import GroupOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
+from cai_plugins.rl.snapshots import Snapshots, check_snapshots, last_trained, write_snapshots
 from cai_plugins.rl.texts import text_rates
 from cai_plugins.rl.validation import Validation, set_aside, told, wanted
 
@@ -117,6 +118,7 @@ class Grouped:
                 hint="lower it, or give more prompts of split train",
             )
         every = options.updates_per_batch
+        check_snapshots(options.snapshots, options.steps, every)
         batches = math.ceil(options.steps / every)
         order = layout(len(usable), batches * options.prompts_per_step, seed32(self.context.seed, "prompts"))
         rows = [{"prompt": chat.turns(usable[i].messages), "index": i} for i in order]
@@ -174,10 +176,14 @@ class Grouped:
             trainer.add_callback(Looks(validation, folder, every))
         guard = Guard(partial(whole, known={}), options.max_kl, options.max_empty)
         trainer.add_callback(guard)
-        log = run(trainer, self.context, folder, "optimizer steps", validation)
+        snapshots = Snapshots(options.snapshots, validation)
+        trainer.add_callback(snapshots)
+        log = run(trainer, self.context, folder, "optimizer steps", snapshots)
         good = guard.good(folder, validation)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
         save_merged(chosen(trainer, validation, folder, again, good), tokenizer, out)
+        trained = last_trained(trainer.state, good)
+        notes += write_snapshots(options, trained, folder, policy, self.context.device, tokenizer, out)
 
         steps = curve(filled(log), NAMES)
         batches = [entry for entry in log if "reward" in entry]

@@ -68,6 +68,15 @@ class Looks(TrainerCallback):
         path.write_text(json.dumps(self.validation.rows, allow_nan=False), encoding="utf-8")
 
 
+def in_parts(folder: Path) -> CAIError:
+    """For a checkpoint whose weights are needed in one piece."""
+    return CAIError(
+        f"{folder.name} is in parts, and a policy is to be made of it",
+        where="launch.config",
+        hint="set fsdp_state_dict_type: FULL_STATE_DICT and give the same command again",
+    )
+
+
 def chosen(
     trainer: Any, validation: Validation | None, folder: Path, again: Callable[[], Any], good: int | None
 ) -> Any:
@@ -83,11 +92,7 @@ def chosen(
         return again()
     found = checkpoint(folder, step)
     if not any(found.glob("*.safetensors")):
-        raise CAIError(
-            f"the checkpoint of step {step} is in parts, and the result is to be made of it",
-            where="launch.config",
-            hint="set fsdp_state_dict_type: FULL_STATE_DICT and give the same command again",
-        )
+        raise in_parts(found)
     given = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if not isinstance(given, PeftModel):
         return load_causal(found, "cpu", all_weights=True)

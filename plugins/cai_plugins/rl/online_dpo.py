@@ -48,6 +48,7 @@ from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import OnlineDPOOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
 from cai_plugins.rl.samples import by_length
+from cai_plugins.rl.snapshots import check_snapshots, spared, write_snapshots
 from cai_plugins.rl.texts import text_rates
 from cai_plugins.rl.validation import Row, Validation, checkpoint, set_aside, told, wanted
 
@@ -80,6 +81,7 @@ class OnlineDPO:
             kept, aside = set_aside(list(zip(usable, ids, strict=True)), watched, seed, lambda item: item[0].id)
             usable, ids = [prompt for prompt, _ in kept], [tokens for _, tokens in kept]
             notes.append(f"{len(aside)} prompts are for validation and are not learnt from")
+        check_snapshots(options.snapshots, options.steps)
         if len(usable) < self.pairs:
             notes.append(f"{len(usable)} prompts for prompts_per_step {self.pairs}: batches repeat them")
         order = layout(len(usable), options.steps * self.pairs, seed32(seed, "prompts"))
@@ -138,10 +140,10 @@ class OnlineDPO:
             if validation is not None and validation.due(step, options.steps):
                 validation.look(step)
             best = validation.best if validation is not None else None
-            if step % options.save_steps == 0 or step in (options.steps, best):
+            if step % options.save_steps == 0 or step in (options.steps, best, *options.snapshots):
                 parts = {"policy": learnt}
                 save_training(folder / f"checkpoint-{step}", parts, optimizer, scheduler, state.kept())
-                keep_last(folder, KEEP, validation.spared if validation is not None else ())
+                keep_last(folder, KEEP, spared(options.snapshots, validation))
             self.context.progress.update(step, options.steps, "batches of pairs")
 
         result: Any = trained
@@ -151,6 +153,7 @@ class OnlineDPO:
         elif best == 0:
             result = load_causal(policy, self.context.device, all_weights=options.lora is None)
         save_merged(result, tokenizer, out)
+        notes += write_snapshots(options, state.step, folder, policy, self.context.device, tokenizer, out)
         return told(self._result(state, notes), validation, options.steps)
 
     # a step ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cai_core.hookspecs import hookimpl
 from cai_core.types.component import EXECUTION, Component
@@ -39,6 +39,18 @@ class RLOptions(TrainingOptions):
     validation: ValidationOptions | None = Field(
         None, description="looks on the way; null: the defaults where the recipe has a heldout_reward, else none"
     )
+    snapshots: tuple[int, ...] = Field(
+        (),
+        description="steps whose policy is kept beside the result, to be evaluated as rl@STEP; each takes the room of "
+        "a model",
+    )
+
+    @field_validator("snapshots")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(step < 1 for step in value) or list(value) != sorted(set(value)):
+            raise ValueError("give steps from 1 on, in rising order, each once")
+        return value
 
 
 class PPOOptions(RLOptions):
@@ -182,8 +194,9 @@ class DPOOptions(RLOptions):
     # Our choice: tens of pairs give several steps; Rafailov et al. 2023 have 64.
     batch_size: int = Field(8, ge=1, description="pairs per optimizer step")
     max_length: int = Field(
-        1024, ge=16, description="tokens per answer with its prompt; longer pairs lose their earliest turns, or are "
-        "left out"
+        1024,
+        ge=16,
+        description="tokens per answer with its prompt; longer pairs lose their earliest turns, or are left out",
     )
     # Our choice: that of ``ppo``, for the other direction (``dpo.py``). Answers of many hundred tokens need more.
     max_kl: float | None = Field(

@@ -69,6 +69,7 @@ from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
 from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
+from cai_plugins.rl.snapshots import check_snapshots, spared, write_snapshots
 from cai_plugins.rl.texts import text_rates
 from cai_plugins.rl.validation import Validation, checkpoint, set_aside, told, wanted
 
@@ -116,6 +117,7 @@ class PPO:
         if watched is not None:
             kept, aside = set_aside(list(zip(usable, ids, strict=True)), watched, seed, lambda item: item[0].id)
             usable, ids = [prompt for prompt, _ in kept], [tokens for _, tokens in kept]
+        check_snapshots(options.snapshots, options.steps)
         order = layout(len(usable), options.steps * options.prompts_per_step, seed32(seed, "prompts"))
         set_seed(seed32(seed, "train"))  # adapters begin with random numbers
         learner = _Learner(options, self.context, policy, tokenizer, self.micro)
@@ -183,9 +185,8 @@ class PPO:
                 with clock("validation"):
                     validation.look(step)
             best = validation.best if validation is not None else None
-            if step % options.save_steps == 0 or step in (options.steps, best):
-                spared = validation.spared if validation is not None else ()
-                learner.save(folder / f"checkpoint-{step}", state, spared)
+            if step % options.save_steps == 0 or step in (options.steps, best, *options.snapshots):
+                learner.save(folder / f"checkpoint-{step}", state, spared(options.snapshots, validation))
             self.context.progress.update(step, options.steps, "batches of samples")
 
         best = validation.best if validation is not None else None
@@ -193,6 +194,7 @@ class PPO:
             learner.load(checkpoint(folder, best))
         given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
         save_merged(learner.trained if given is None else given, tokenizer, out)
+        notes += write_snapshots(options, state.step, folder, policy, self.context.device, tokenizer, out)
         return told(self._result(state, notes), validation, options.steps)
 
     # before training ---------------------------------------------------------------------------------------------
