@@ -23,11 +23,12 @@ from cai_core.pipeline.graph import snapshot_name
 from cai_core.pipeline.headline import HARMLESS, HELPFUL, OVER_REFUSAL, headline, metrics_for
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
-from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, LABELS, PROMPTS
+from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, LABELS, PAIRS, PROMPTS
 from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import read_table
 
 SCHEMA_VERSION = 1
+CUT = 0.1  # share of evaluated answers that a limit cut, from which it is a finding: our choice
 EMBED = 500  # comparisons of an audit that a report embeds; the table holds all
 
 
@@ -75,6 +76,7 @@ def build_results(job: Job) -> dict[str, Any]:
         "samples": _samples(artifacts),
         "stages": stages,
         "quality": _quality(artifacts),
+        "truncation": _truncation(artifacts),
         "calibration": _calibration(artifacts),
         "looks": _looks(artifacts),
         "provenance": {
@@ -292,7 +294,8 @@ def _rounds(chain: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     before = chain["answer"]
     for draft in chain["rounds"] or ():
         after = draft["revision"]
-        yield {**draft, "change": None if before is None or after is None else _change(before, after)}
+        change = None if before is None or after is None else _change(before, after)
+        yield {"critique_cut_at": None, "revision_cut_at": None, **draft, "change": change}
         before = before if after is None else after
 
 
@@ -346,6 +349,52 @@ def _quality(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         empty: dict[str, Any] = {"dropped": {}, "contamination": None, "equal_answers": None}
         found.append({**empty, **entry, "cut_prompts": info.get("cut_prompts") or 0})
     return found
+
+
+def _truncation(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """How many texts ended at a token limit, per stage and sort of text: ``n`` of which that is known, ``cut`` of them
+    after at most ``tokens``; ``unknown`` are what other programs wrote, and older versions."""
+    found = []
+    for name, artifact in artifacts.items():
+        if artifact.kind not in _GENERATED:
+            continue
+        ends: dict[str, Counter[int | None]] = defaultdict(Counter)
+        for sort, text, cut_at in _GENERATED[artifact.kind](artifact.path):
+            if text is not None:
+                ends[sort][cut_at] += 1
+        for sort, counts in ends.items():
+            unknown = counts.pop(None, 0)
+            n, cut = counts.total(), counts.total() - counts[0]
+            entry = {"stage": name, "model": _answerer(name), "texts": sort, "n": n, "cut": cut, "unknown": unknown}
+            tokens = max(at for at in counts if at) if cut else None
+            found.append({**entry, "share": cut / n if n else None, "tokens": tokens})
+    return found
+
+
+def _answerer(stage: str) -> str | None:
+    return stage.removeprefix("answers[").removesuffix("]") if stage.startswith("answers[") else None
+
+
+def _answer_ends(path: Path) -> Iterator[tuple[str, str | None, int | None]]:
+    for row in read_table(path / "answers.parquet", {key: ANSWERS[key] for key in ("text", "cut_at")}):
+        yield "answers", row["text"], row["cut_at"]
+
+
+def _chain_ends(path: Path) -> Iterator[tuple[str, str | None, int | None]]:
+    for row in read_table(path / "chains.parquet", {key: CHAINS[key] for key in ("answer", "cut_at", "rounds")}):
+        yield "answers", row["answer"], row["cut_at"]
+        for draft in row["rounds"] or ():
+            for sort in ("critique", "revision"):
+                yield f"{sort}s", draft.get(sort), draft.get(f"{sort}_cut_at")
+
+
+def _pair_ends(path: Path) -> Iterator[tuple[str, str | None, int | None]]:
+    for row in read_table(path / "pairs.parquet", {key: PAIRS[key] for key in ("a", "b", "cut_at")}):
+        for side in ("a", "b"):
+            yield "answers", row[side], (row["cut_at"] or {}).get(side)
+
+
+_GENERATED = {"answers": _answer_ends, "revise": _chain_ends, "pairs": _pair_ends}
 
 
 def _calibration(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -577,8 +626,12 @@ def _answered(tables: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
         first = rows[0]
         if any(row["prompt_id"] != first["prompt_id"] for row in rows):
             raise CAIError("the models did not answer the same prompts in the same order", where="answers")
-        answers = {model: row["text"] for model, row in zip(tables, rows, strict=True)}
-        yield {**{key: first[key] for key in ("prompt_id", "kind", "prompt")}, "answers": answers}
+        of_models = dict(zip(tables, rows, strict=True))
+        yield {
+            **{key: first[key] for key in ("prompt_id", "kind", "prompt")},
+            "answers": {model: row["text"] for model, row in of_models.items()},
+            "cut_at": {model: row["cut_at"] for model, row in of_models.items()},
+        }
 
 
 def _data(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -665,12 +718,33 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 + _direction_note(row, results["metrics"]),
             )
         )
+    findings += _cut_answers(results["truncation"], names)
     if results["missing"]:
         findings.append(_finding("warning", "Not everything is here", " ".join(results["missing"])))
     for stage in results["stages"]:
         for note in stage["notes"]:
             findings.append(_finding("info", f"Note of the stage {stage['name']}", note))
     return findings
+
+
+def _cut_answers(truncation: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """Whether the answers that evaluators judge are whole."""
+    answers = [entry for entry in truncation if entry["model"] is not None and entry["n"]]
+    worst = max((entry["share"] for entry in answers), default=0.0)
+    if worst < CUT:
+        return []
+    told = ", ".join(
+        f"{names.get(entry['model'], entry['model'])} {entry['cut']} of {entry['n']} ({_percent(entry['share'])})"
+        for entry in answers
+    )
+    cut, n = (sum(entry[key] for entry in answers) for key in ("cut", "n"))
+    return [
+        _finding(
+            "warning",
+            f"{_percent(cut / n)} of the evaluated answers were cut at the token limit",
+            f"{told}. Only their beginnings are judged and compared; `evaluate.sampling.max_new_tokens` is the limit.",
+        )
+    ]
 
 
 def _of_reward_model(model: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from cai_core.store.tables import read_table, write_table
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Conversation, conversation
 
+# ``cut_at`` of a text: see ``cut_at`` in ``stages/generate.py``. Tables of older versions lack it: then it is null.
 PROMPTS = {"id": "str", "messages": "messages", "kind": "str", "split": "str", "source": "str", "tags": "json"}
 CHAINS = {
     "prompt_id": "str",
@@ -18,14 +19,17 @@ CHAINS = {
     "prompt": "messages",
     "turns_cut": "int",
     "answer": "str",
+    "cut_at": "int",  # of the answer; rounds have ``critique_cut_at`` and ``revision_cut_at``
     "rounds": "json",
     "failure": "json",
 }
 EXAMPLES = {"id": "str", "messages": "messages", "source": "str"}
 DROPPED = {**EXAMPLES, "reason": "str", "detail": "str"}
-PAIRS = {"id": "str", "prompt": "messages", "a": "str", "b": "str", "failure": "json"}
+PAIRS = {"id": "str", "prompt": "messages", "a": "str", "b": "str", "cut_at": "json", "failure": "json"}
 LABELS = {**PAIRS, "p_a": "float", "principles": "json", "evidence": "json"}
-ANSWERS = {"prompt_id": "str", "kind": "str", "prompt": "messages", "text": "str", "failure": "json"}
+ANSWERS = {
+    "prompt_id": "str", "kind": "str", "prompt": "messages", "text": "str", "cut_at": "int", "failure": "json",
+}  # fmt: skip
 EVAL_ROWS = {"evaluator": "str", "model": "str", "id": "str", "payload": "json", "values": "json", "failure": "json"}
 
 

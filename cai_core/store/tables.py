@@ -42,16 +42,18 @@ def write_table(path: Path, columns: Mapping[str, str], rows: Iterable[Mapping[s
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table written with the same ``columns``."""
+    """The rows of a table, with ``columns`` alone; one that an older table does not have is null."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_CHUNK):
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=_CHUNK, columns=there):
             for record in batch.to_pylist():
-                yield {
-                    name: json.loads(record[name]) if kind == "json" and record[name] is not None else record[name]
-                    for name, kind in columns.items()
-                }
+                yield {name: _read(kind, record.get(name)) for name, kind in columns.items()}
+
+
+def _read(kind: str, value: Any) -> Any:
+    return json.loads(value) if kind == "json" and value is not None else value
 
 
 def _encode(columns: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, Any]:

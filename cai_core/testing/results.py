@@ -37,8 +37,10 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "principle_id": text,
             "critique_request": text,
             "critique": text,
+            "critique_cut_at": 0,
             "revision_request": text,
             "revision": text,
+            "revision_cut_at": 48,
             "failure": None,
             "change": 0.3,
         },
@@ -46,8 +48,10 @@ def results(text: str = "plain words") -> dict[str, Any]:
             "principle_id": text,
             "critique_request": text,
             "critique": None,
+            "critique_cut_at": None,
             "revision_request": text,
             "revision": None,
+            "revision_cut_at": None,
             "failure": failure,
             "change": None,
         },
@@ -130,6 +134,19 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "equal_answers": 1,
                 "cut_prompts": 1,
             }
+        ],
+        "truncation": [
+            {
+                "stage": text,
+                "model": model,
+                "texts": sort,
+                "n": n,
+                "cut": cut,
+                "unknown": 2,
+                "share": cut / n if n else None,
+                "tokens": 48 if cut else None,
+            }
+            for model, sort, n, cut in (("base", "answers", 8, 5), (None, "revisions", 4, 0), (None, "critiques", 0, 0))
         ],
         "scores": [
             {
@@ -258,10 +275,11 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "kind": "red_team",
                 "prompt": turn(),
                 "answer": answer,
+                "cut_at": cut_at,
                 "rounds": some,
                 "failure": failure,
             }
-            for name, answer, some in ((text, text, rounds), ("p2", None, []))
+            for name, answer, cut_at, some in ((text, text, 48, rounds), ("p2", None, None, []))
         ],
         "pairs": [
             {
@@ -269,6 +287,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "prompt": turn(),
                 "a": text,
                 "b": text,
+                "cut_at": {"a": 0, "b": 48},
                 "p_a": 0.6,
                 "principles": [text],
                 "evidence": {"p_a_first": 0.7, "p_a_second": 0.5, "mass": 0.9},
@@ -280,6 +299,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
                     "prompt": turn(),
                     "a": text,
                     "b": text,
+                    "cut_at": None,
                     "p_a": 0.4,
                     "principles": [],
                     # Labelers say what they know; no key of it is sure to be there.
@@ -293,6 +313,7 @@ def results(text: str = "plain words") -> dict[str, Any]:
                 "prompt": turn(),
                 "a": text,
                 "b": None,
+                "cut_at": {"a": None, "b": None},
                 "p_a": None,
                 "principles": [],
                 "evidence": {},
@@ -325,7 +346,13 @@ def results(text: str = "plain words") -> dict[str, Any]:
             }
         ],
         "samples": [
-            {"prompt_id": text, "kind": kind, "prompt": turn(), "answers": {"base": text, "sft": None}}
+            {
+                "prompt_id": text,
+                "kind": kind,
+                "prompt": turn(),
+                "answers": {"base": text, "sft": None},
+                "cut_at": {"base": 48, "sft": None},
+            }
             for kind in ("red_team", "helpful", "borderline")
         ],
         "stages": [

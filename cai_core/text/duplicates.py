@@ -1,8 +1,9 @@
 """Near-duplicates: texts whose sets of character 5-grams overlap, found without comparing every pair.
 
 Texts are lower-cased and every run of other characters becomes one space, so that case, punctuation and layout do not
-count. Similarity is the Jaccard index of the sets of 5-grams (of their 32-bit hashes). Candidates come from MinHash
-with one permutation (Li, Owen and Zhang 2012) in bands, then the index is computed for each.
+count; a text of signs alone is taken as it is, since nothing would be left of it. Similarity is the Jaccard index of
+the sets of 5-grams (of their 32-bit hashes). Candidates come from MinHash with one permutation (Li, Owen and Zhang
+2012) in bands, then the index is computed for each.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _OTHER = re.compile(r"[\W_]+")
 
 def grams(text: str) -> frozenset[int]:
     """Hashes of the character 5-grams of the normalised text; of the whole text if it is shorter."""
-    plain = _OTHER.sub(" ", text.lower()).strip().encode("utf-8", "replace")
+    plain = (_OTHER.sub(" ", text.lower()).strip() or text.strip()).encode("utf-8", "replace")
     crc32 = zlib.crc32
     return frozenset(crc32(plain[i : i + 5]) for i in range(max(1, len(plain) - 4)))
 
 
 def similarity(a: str, b: str) -> float:
-    """Jaccard index of the 5-grams, 0 to 1; 1 for texts that differ in case and punctuation only."""
+    """Jaccard index of the 5-grams, 0 to 1; 1 for texts with words that differ in case and punctuation only."""
     first, second = grams(a), grams(b)
     return len(first & second) / len(first | second)
 

@@ -9,6 +9,7 @@ import re
 import zlib
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 from cai_core.text.refusals import grade
@@ -16,6 +17,15 @@ from cai_core.text.refusals import grade
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _SENTENCE = re.compile(r"[^.!?\n]+")
 _EMOJI = re.compile("[\u2600-\u27bf\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff]")
+# Scripts without spaces between words: Thai and Lao, Myanmar, Khmer, kana and Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_LETTER = re.compile(f"[{_UNSPACED}]")
+_LETTERS = re.compile(rf"(?=[{_UNSPACED}])\w|(?:(?![{_UNSPACED}])\w)+")  # one letter of those, or a word of others
+_IN_A_ROW = re.compile(rf"([{_UNSPACED}]{{2,8}}?)\1{{5}}")
+_SENTENCE_OF_LETTERS = re.compile(r"[^.!?\n\u3002\uff01\uff1f\uff61\u17d4\u104b]+")
 
 REPEATED_SHARE = 0.3
 MANY_EMOJI = 3
@@ -26,7 +36,12 @@ _SLOTS = 1 << 22
 
 def repeats(text: str) -> bool:
     """Whether it runs in a loop: a word six times in a row, a sentence three times, or more than 30 % of its 4-grams
-    of words have been there before (in texts of at least 20 words)."""
+    of words have been there before (in texts of at least 20 words).
+
+    Where at least half of it is letters of scripts without spaces between words, the same holds of letters: two to
+    eight six times in a row, a sentence of at least six three times, or 30 % of the 8-grams in texts of at least 40.
+    No text without such letters is affected, and in none does a loop of words pass.
+    """
     words = [word.lower() for word in _WORD.findall(text)]
     run = longest = 1
     for before, word in pairwise(words):
@@ -37,10 +52,31 @@ def repeats(text: str) -> bool:
     sentences = Counter(_sentences(text))
     if sentences and max(sentences.values()) >= 3:
         return True
-    if len(words) < 20:
+    if len(words) >= 20 and _repeated(words, 4) > REPEATED_SHARE:
+        return True
+    return _LETTER.search(text) is not None and _letters_repeat(text.lower())
+
+
+def _letters_repeat(text: str) -> bool:
+    letters = _LETTERS.findall(text)
+    if 2 * sum(_LETTER.match(letter) is not None for letter in letters) < len(letters):
         return False
-    fours = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return 1 - len(set(fours)) / len(fours) > REPEATED_SHARE
+    if _IN_A_ROW.search("".join(letters)):
+        return True
+    sentences = Counter(
+        tuple(found) for part in _SENTENCE_OF_LETTERS.findall(text) if len(found := _LETTERS.findall(part)) >= 6
+    )
+    if sentences and max(sentences.values()) >= 3:
+        return True
+    # A word is some two letters of Chinese and four of Thai. The Universal Declaration of Human Rights, as formal as a
+    # text gets, repeats at most 14 % of its 8-grams in these scripts, and 6 % of its 4-grams of words in English.
+    return len(letters) >= 40 and _repeated(letters, 8) > REPEATED_SHARE
+
+
+def _repeated(units: Sequence[str], n: int) -> float:
+    """The share of the n-grams that have been there before."""
+    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+    return 1 - len(set(grams)) / len(grams)
 
 
 def bare_refusal(text: str) -> bool:

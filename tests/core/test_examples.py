@@ -66,6 +66,7 @@ def test_answers_to_helpful_prompts_are_examples_and_drafts_are_not(tmp_path: Pa
     ("revision", "reason"),
     [
         ("no no no no no no no", "repetition"),
+        ("请先和他谈一谈" * 7, "repetition"),
         ("I'm sorry, but I can't help with that.", "refusal"),
         ("TALK to him!", "no_op"),
         ("You can do it 🎉🎉🎉", "boilerplate"),
@@ -85,6 +86,12 @@ def test_near_duplicates_keep_the_first(tmp_path: Path) -> None:
     kept, dropped = run(tmp_path, chains)
     assert kept == ["revision/p0/0", "revision/p2/0"]
     assert dropped == {"revision/p1/0": "near_duplicate"}
+
+
+def test_answers_of_signs_alone_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
+    kept, dropped = run(tmp_path, [chain(0, "🙂", "🎉"), chain(1, "?", "👍"), chain(2, "x", "🎉"), chain(3, "!", "!")])
+    assert kept == ["revision/p0/0", "revision/p1/0"]
+    assert dropped == {"revision/p2/0": "near_duplicate", "revision/p3/0": "no_op"}
 
 
 def test_a_sentence_that_all_share_is_boilerplate_where_it_is_most_of_the_text(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import t as student
 
 from cai_core.errors import CAIError
-from cai_core.pipeline.results import _looked_frontier, _models, _samples, model_label
-from cai_core.pipeline.tables import ANSWERS
+from cai_core.pipeline.results import _cut_answers, _looked_frontier, _models, _samples, _truncation, model_label
+from cai_core.pipeline.tables import ANSWERS, CHAINS, PAIRS
 from cai_core.store.artifacts import Artifact
 from cai_core.store.tables import write_table
 
@@ -118,3 +118,56 @@ def test_answers_to_other_prompts_are_never_taken_for_answers_to_these(tmp_path:
     with pytest.raises(ValueError, match="shorter"):
         list(_samples({"answers[base]": base, "answers[sft]": answers("short", ["1"])}))
     assert list(_samples({})) == []
+
+
+class TestTextsThatWereCut:
+    ROUND: dict[str, Any] = {"critique": "No.", "revision": None}  # noqa: RUF012
+    ROWS: dict[str, list[dict[str, Any]]] = {  # noqa: RUF012
+        "answers": [{"text": text, "cut_at": at} for text, at in (("a", 48), ("b", 0), ("c", 40), (None, None))],
+        "pairs": [{"a": "a", "b": "b", "cut_at": {"a": 16, "b": 0}}, {"a": "a", "b": "b", "cut_at": None}],
+        "chains": [
+            {"answer": "a", "cut_at": 0, "rounds": [{**ROUND, "critique_cut_at": 8}, ROUND]},
+            {"answer": None, "cut_at": None, "rounds": None},
+        ],
+    }
+    COLUMNS = {"answers": ANSWERS, "pairs": PAIRS, "chains": CHAINS}  # noqa: RUF012
+
+    def artifacts(self, folder: Path, *, older: bool) -> dict[str, Artifact]:
+        for name, rows in self.ROWS.items():
+            columns = {key: kind for key, kind in self.COLUMNS[name].items() if not (older and key == "cut_at")}
+            write_table(
+                folder / f"{name}.parquet", columns, [{k: v for k, v in r.items() if k in columns} for r in rows]
+            )
+        stages = {"revise": "revise", "pairs": "pairs", "answers[rl[1]]": "answers", "sft": "sft"}
+        return {stage: made(kind, "d", folder) for stage, kind in stages.items()}
+
+    def entry(
+        self, stage: str, texts: str, n: int, cut: int, unknown: int, tokens: int | None = None
+    ) -> dict[str, Any]:
+        found = {"stage": stage, "model": "rl[1]" if stage == "answers[rl[1]]" else None, "texts": texts}
+        return {**found, "n": n, "cut": cut, "unknown": unknown, "share": cut / n if n else None, "tokens": tokens}
+
+    def test_texts_that_are_there_are_counted_by_their_ends(self, tmp_path: Path) -> None:
+        assert _truncation(self.artifacts(tmp_path, older=False)) == [
+            self.entry("revise", "answers", 1, 0, 0), self.entry("revise", "critiques", 1, 1, 1, 8),
+            self.entry("pairs", "answers", 2, 1, 2, 16), self.entry("answers[rl[1]]", "answers", 3, 2, 0, 48),
+        ]  # fmt: skip
+
+    def test_of_an_older_store_it_is_not_known(self, tmp_path: Path) -> None:
+        artifacts = self.artifacts(tmp_path, older=True)
+        found = {entry["stage"]: entry for entry in _truncation(artifacts)}
+        assert found["pairs"] == self.entry("pairs", "answers", 0, 0, 4)
+        assert found["answers[rl[1]]"] == self.entry("answers[rl[1]]", "answers", 0, 0, 3)
+        assert [row["cut_at"] for row in _samples(artifacts)] == [{"rl[1]": None}] * 4
+        assert _cut_answers(list(found.values()), {}) == []
+
+    @pytest.mark.parametrize(("cut", "said"), [(0, False), (9, False), (10, True), (100, True)])
+    def test_a_tenth_of_a_models_answers_is_worth_a_warning(self, cut: int, said: bool) -> None:
+        some = [
+            self.entry("answers[base]", "answers", 100, n, 0) | {"model": m} for m, n in (("base", cut), ("sft", 4))
+        ]
+        found = _cut_answers([*some, self.entry("pairs", "answers", 4, 4, 0)], {"base": "base model"})
+        assert [(finding["level"], finding["title"]) for finding in found] == [
+            ("warning", f"{(cut + 4) / 2:.1f} % of the evaluated answers were cut at the token limit")
+        ][: int(said)]
+        assert not said or f"base model {cut} of 100 ({cut}.0 %), sft 4 of 100 (4.0 %)" in found[0]["text"]

@@ -309,6 +309,14 @@ def test_tables_read_back_as_written(rows: list[tuple[str, float, object]]) -> N
         assert list(read_table(path, columns)) == records
 
 
+def test_a_column_that_an_older_table_lacks_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    rows = [{"id": "a", "m": [{"role": "user", "content": "x"}]}, {"id": "b", "m": None}]
+    write_table(path, {"id": "str", "m": "messages"}, rows)
+    read = list(read_table(path, {"n": "int", "m": "messages", "j": "json"}))
+    assert read == [{"n": None, "m": row["m"], "j": None} for row in rows], "those that are asked for, and no other"
+
+
 def test_tables_load_with_datasets(tmp_path: Path) -> None:
     from datasets import load_dataset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,28 @@ def test_the_first_of_equals_is_named_and_a_new_text_is_added_once() -> None:
     assert index.add_new("b", "One, two, three, four!") == ("a", 1.0)
     assert index.find("one two three four") == ("a", 1.0)
     assert index.add_new("c", "") is None
-    assert index.find("?!") == ("c", 1.0)
+    assert index.find(" ") == ("c", 1.0)
+    assert index.find("?!") is None, "signs are not nothing"
+
+
+EMOJI = st.text("\U0001f389\U0001f525\U0001f600\U0001f64f\U0001f680", min_size=1)
+OTHER_EMOJI = st.text("\U0001f388\U0001f44d\U0001f62d\U0001f6d1", min_size=1)
+
+
+@given(EMOJI, OTHER_EMOJI)
+def test_texts_of_signs_alone_are_compared_as_they_are(some: str, other: str) -> None:
+    assert similarity(some, f" {some}\n") == 1
+    assert similarity(some, other) == 0
+    assert similarity(some, "") == 0
+    index = NearDuplicates()
+    assert index.add_new("some", some) is None
+    assert index.add_new("other", other) is None
+    assert index.find(some) == ("some", 1.0)
+
+
+@given(st.text(), st.text("\U0001f389 !?.-", min_size=1))
+def test_signs_around_words_do_not_count(text: str, signs: str) -> None:
+    assert similarity(f"a {text}", f"{signs} a {text} {signs}") == 1
 
 
 def test_grams_of_a_short_text_are_the_text() -> None:
@@ -115,6 +137,91 @@ def test_loops_are_seen(text: str) -> None:
 def test_plain_text_is_no_loop(text: str) -> None:
     assert not repeats(text)
     assert not too_many_emoji(text)
+
+
+# Phrases that a model without spaces between its words might fall into, none of them with a sign in it.
+PHRASES = {
+    "chinese": "我很愿意帮助你",
+    "japanese": "お手伝いできます",
+    "katakana": "プログラム",
+    "thai": "ฉันยินดีช่วยคุณ",
+    "lao": "ຂອຊ່ວຍເຈົ້າ",
+    "khmer": "ខ្ញុំជួយអ្នក",
+    "burmese": "ကျွန်တော်ကူညီပါ",
+}
+PLAIN = {
+    "chinese": "请先和邻居谈一谈，他可能不知道音乐太大声。如果这样还不行，"
+    "可以把日期和时间记下来，再去问房东有什么办法。哈哈哈哈哈哈，祝你好运！",
+    "japanese": "まず隣の人と話してみてください。音楽が大きいことに気づいていないかもしれません。"
+    "それでも変わらなければ、日付と時間を書いて、大家さんに相談しましょう。すごーーーーーーい！",
+    "thai": "ลองคุยกับเพื่อนบ้านก่อน เขาอาจไม่รู้ว่าเพลงดังเกินไป "
+    "ถ้ายังไม่ดีขึ้น ให้จดวันและเวลาไว้ แล้วถามเจ้าของบ้าน",
+}  # fmt: skip
+ENGLISH = "I would talk to him first. He may not know that it bothers you, and most people are glad to be told. "
+
+
+@pytest.mark.parametrize("script", PHRASES)
+def test_loops_are_seen_in_scripts_without_spaces(script: str) -> None:
+    phrase = PHRASES[script]
+    assert repeats(phrase * 8)
+    assert repeats("。".join([phrase] * 3)) or script == "katakana", "five letters are no sentence"
+    assert repeats(f"{ENGLISH.split('.')[0]}: {phrase * 12}"), "and where it begins in English"
+    assert not repeats(phrase)
+    assert not repeats(f"{phrase} {phrase}")
+
+
+@pytest.mark.parametrize("script", PLAIN)
+def test_plain_text_without_spaces_is_no_loop(script: str) -> None:
+    """Nor is a cry in it: what English writes as one long word."""
+    assert not repeats(PLAIN[script])
+    assert repeats(PLAIN[script] * 2), "twice the same answer is one, as in English"
+    assert repeats(ENGLISH * 2)
+
+
+def test_words_that_are_quoted_make_no_loop_of_an_english_text() -> None:
+    quoted = f"{ENGLISH}In Chinese: {PHRASES['chinese']}, {PHRASES['chinese']}, {PHRASES['chinese']}."
+    assert not repeats(quoted)
+
+
+HAN = [chr(code) for code in range(0x4E00, 0x4E80)]
+THAI = [chr(code) for code in range(0x0E01, 0x0E2F)]
+
+
+@given(st.lists(st.integers(0, len(THAI) - 1), max_size=120))
+def test_which_letters_they_are_does_not_matter(letters: list[int]) -> None:
+    """A text without spaces is a loop or none, whatever the script it is written in."""
+    assert repeats("".join(THAI[i] for i in letters)) == repeats("".join(HAN[i] for i in letters))
+
+
+@given(st.lists(st.sampled_from(HAN), min_size=2, max_size=20, unique=True), st.sampled_from(["", "、", " ", "\n"]))
+def test_any_phrase_over_and_over_is_a_loop(phrase: list[str], between: str) -> None:
+    assert repeats(between.join(["".join(phrase)] * 20))
+    assert not repeats("".join(phrase))
+
+
+@given(st.permutations(HAN))
+def test_what_never_comes_again_is_no_loop(letters: list[str]) -> None:
+    assert not repeats("".join(letters))
+
+
+def by_words(text: str) -> bool:
+    """Loops of words, worked out in another way."""
+    words = [word.lower() for word in re.findall(r"\w+(?:['’]\w+)*", text)]
+    row = any(len(set(words[i : i + 6])) == 1 for i in range(len(words) - 5))
+    lines = [re.findall(r"\w+(?:['’]\w+)*", part.lower()) for part in re.split(r"[.!?\n]", text)]
+    said = [tuple(line) for line in lines if len(line) >= 4]
+    fours = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    again = sum(four in fours[:i] for i, four in enumerate(fours))
+    return row or any(said.count(line) >= 3 for line in said) or (len(words) >= 20 and again > 0.3 * len(fours))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["ja", "nein", "\u00fcber", "don't", "\uc548\ub155", "\u0434\u0430", "so.", "x\n"]), max_size=40
+    )
+)
+def test_texts_with_spaces_are_judged_by_their_words(words: list[str]) -> None:
+    assert repeats(" ".join(words)) == by_words(" ".join(words))
 
 
 def test_refusals_that_engage_are_not_bare() -> None:

@@ -349,6 +349,68 @@ def test_what_several_tables_say_of_one_prompt_is_one_unit(tmp_path: Path) -> No
     assert [len([block for block in some if block["type"] == "facts"]) for some in blocks] == [1, 0, 1, 1, 4, 4]
 
 
+def shown(given: dict[str, Any], folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """By the unit's name: the labels of its texts, and what it is marked with."""
+    with Units(1000, ORDERS, folder) as units:
+        add_results(units, given)
+        blocks = [entry for shard in units.shards() for entry in json.loads(zlib.decompress(base64.b64decode(shard)))]
+        names = [unit.id for unit in units.known.values()]
+        tags = {unit.id: unit.tags for unit in units.known.values()}
+    labels = [
+        [
+            label
+            for block in entry["blocks"]
+            for label in (block.get("label"), *(side[0] for side in block.get("sides", ())))
+        ]
+        for entry in blocks
+    ]
+    return {name: [label for label in some if label] for name, some in zip(names, labels, strict=True)}, tags
+
+
+def test_a_text_that_was_cut_says_so_where_it_stands(tmp_path: Path) -> None:
+    given = many(3)
+    cut, whole, _ = given["chains"]
+    cut |= {"cut_at": 48}
+    cut["rounds"][0] |= {"critique_cut_at": 0, "revision_cut_at": 64}
+    whole |= {"cut_at": 0}
+    whole["rounds"][0] |= {"critique_cut_at": 0, "revision_cut_at": 0}
+    pair = {**results()["pairs"][0], "cut_at": {"a": 0, "b": 56}}
+    given["pairs"] = [{**pair, "id": "pair"}, {**pair, "id": "unknown", "cut_at": None}]
+    sample = {"kind": "helpful", "prompt": [], "answers": {"base": "I was going to", "sft": "I was."}}
+    given["samples"] = [{**sample, "prompt_id": "s", "cut_at": {"base": 40, "sft": 0}}, {**sample, "prompt_id": "t"}]
+    labels, tags = shown(given, tmp_path)
+    assert labels["p000"][1:] == [
+        "first answer, cut at 48 tokens", "critique request", "critique", "revision request",
+        "revision, cut at 64 tokens; underlined: new, struck out: gone",
+    ]  # fmt: skip
+    assert labels["p001"] == labels["p002"]
+    assert labels["p001"][1] == "first answer"
+    assert labels["pair"][-2:] == ["answer A", "answer B, cut at 56 tokens"]
+    assert labels["unknown"][-2:] == ["answer A", "answer B"]
+    assert labels["s"] == ["plain words, cut at 40 tokens", "plain words"]
+    assert labels["t"] == ["plain words", "plain words"]
+    marked = {name for name, some in tags.items() if "cut at the token limit" in some}
+    assert marked == {"p000", "pair", "s"}
+
+
+def test_how_many_texts_were_cut_and_of_how_many_that_is_not_known(tmp_path: Path) -> None:
+    given = results()
+    (path,) = MarkdownReporter().write(given, tmp_path)
+    told = [line for line in path.read_text(encoding="utf-8").splitlines() if "not known" in line]
+    assert [line.split(" | ")[1:] for line in told] == [
+        ["answers", "5 of 8 (62.5 %), 2 not known", "48 |"],
+        ["revisions", "0 of 4 (0.0 %), 2 not known", " |"],
+        ["critiques", "2 not known", " |"],
+    ]
+    page = HtmlReporter(1000).render(given)
+    assert "5 of 8" in page
+    assert "62.5 %" in page
+    assert '<td>critiques</td><td class="number"><span class="soft">2 not known</span>' in page, "which is not 0"
+    CsvReporter().write(given, tmp_path)
+    rows = (tmp_path / "tables/answers.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert [row.rsplit(",", 1)[1] for row in rows[:3]] == ['"cut_at"', '"48"', '""']
+
+
 def test_the_published_schema_says_what_results_are() -> None:
     schema = json.loads((Path(__file__).parents[2] / "docs/reference/results.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -369,6 +431,7 @@ def test_markdown_cells_cannot_break_out(tmp_path: Path) -> None:
         "## Differences",
         "## The judge",
         "## The preference model",
+        "## Texts cut at the token limit",
         "## What ran",
     ]
     assert "<script>" not in "".join(lines).replace("\\<script", "")

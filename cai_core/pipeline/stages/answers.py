@@ -10,7 +10,7 @@ from typing import Any
 from cai_core.errors import CAIError, UserError
 from cai_core.pipeline.executor import Tally
 from cai_core.pipeline.job import Job
-from cai_core.pipeline.stages.generate import cut_notes, failure_record
+from cai_core.pipeline.stages.generate import cut_at, cut_notes, failure_record
 from cai_core.pipeline.stages.pairs import sampled
 from cai_core.pipeline.tables import ANSWERS, messages_record, read_prompts
 from cai_core.store.ledger import Row
@@ -37,6 +37,7 @@ def run_answers(job: Job, folder: Path) -> dict[str, Any]:
                 "kind": prompt.kind,
                 "prompt": messages_record(prompt.messages),
                 "text": None if row.failure else row.payload["text"],
+                "cut_at": cut_at(job, row),
                 "failure": failure_record(row.failure),
             }
 

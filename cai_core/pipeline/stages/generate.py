@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from cai_core.errors import UserError
 from cai_core.pipeline.executor import Outcome, Unit
 from cai_core.pipeline.job import Job
+from cai_core.store.ledger import Row
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.prompts import Prompt
 from cai_core.types.records import Conversation, ModelInput, UnitFailure
@@ -100,6 +101,16 @@ def plain_outcome(completion: Completion, payload: Mapping[str, Any]) -> Outcome
     if not text:
         return Outcome(payload, UnitFailure("unparseable", "the model answered nothing"))
     return Outcome({**payload, "text": text})
+
+
+def cut_at(job: Job, row: Row) -> int | None:
+    """After how many tokens a limit ended the text of a row, 0 where the model ended it; None where nobody knows, or
+    there is no text. What is read back of such a text may end before that."""
+    finish = None if row.failure else row.payload.get("finish")
+    if finish == "length":
+        # Not every server counts tokens.
+        return int(row.payload.get("tokens_out") or job.spec.settings["sampling"]["max_new_tokens"])
+    return 0 if finish == "stop" else None
 
 
 def shortened(messages: Conversation) -> Conversation | None:

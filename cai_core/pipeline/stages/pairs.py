@@ -12,6 +12,7 @@ from cai_core.errors import UserError
 from cai_core.pipeline.executor import LocalExecutor, Outcome, Tally, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.generate import (
+    cut_at,
     cut_notes,
     failure_record,
     generation_unit,
@@ -120,7 +121,14 @@ def run_pairs(job: Job, folder: Path) -> dict[str, Any]:
             a, b = first.payload.get("text"), second.payload.get("text")
             failure = failure_record(first.failure or second.failure)
             equal += failure is None and a == b
-            yield {"id": prompt.id, "prompt": messages_record(prompt.messages), "a": a, "b": b, "failure": failure}
+            yield {
+                "id": prompt.id,
+                "prompt": messages_record(prompt.messages),
+                "a": a,
+                "b": b,
+                "cut_at": {"a": cut_at(job, first), "b": cut_at(job, second)},
+                "failure": failure,
+            }
 
     pairs = write_table(folder / "pairs.parquet", PAIRS, rows())
     counts = {"pairs": pairs, "equal_answers": equal, "cut_prompts": len(cut)}

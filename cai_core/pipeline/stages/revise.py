@@ -19,6 +19,7 @@ from cai_core.pipeline.executor import LocalExecutor, Outcome, Tally, Unit
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.stages.examples import dropped_notes, write_examples
 from cai_core.pipeline.stages.generate import (
+    cut_at,
     cut_notes,
     failure_record,
     generation_unit,
@@ -44,6 +45,7 @@ class _Chain:
     copy: int
     messages: Conversation  # the prompt, as much of it as fits the context
     answer: str | None = None
+    cut_at: int | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
     failure: UnitFailure | None = None
 
@@ -56,6 +58,7 @@ class _Chain:
             "prompt": messages_record(self.messages),
             "turns_cut": len(self.prompt.messages) - len(self.messages),
             "answer": self.answer,
+            "cut_at": self.cut_at,
             "rounds": self.rounds,
             "failure": failure_record(self.failure),
         }
@@ -123,9 +126,9 @@ class _Revise:
             return []
         text = str(row.payload["text"])
         if step.kind == "answer":
-            chain.answer = text
+            chain.answer, chain.cut_at = text, cut_at(self.job, row)
             return [self._round(chain, text)] if chain.prompt.kind == "red_team" else []
-        chain.rounds[-1][step.kind] = text
+        chain.rounds[-1] |= {step.kind: text, f"{step.kind}_cut_at": cut_at(self.job, row)}
         if step.kind == "critique":
             return [self._step(chain, "revision", step.principle, step.draft)]
         return [self._round(chain, text)] if len(chain.rounds) < self.settings["rounds"] else []
@@ -139,8 +142,10 @@ class _Revise:
                 "principle_id": principle.id,
                 "critique_request": principle.critique,
                 "critique": None,
+                "critique_cut_at": None,
                 "revision_request": principle.revision,
                 "revision": None,
+                "revision_cut_at": None,
                 "failure": None,
             }
         )

@@ -45,7 +45,10 @@ class Length:
                 label = f"words per answer, {group} prompts"
                 found = mean(f"length.{group}", label, model, some, "words", unit="count", direction="none", note=note)
                 metrics.append(replace(found, per_item={}))
-            note_loops = "A word or sentence again and again, or more than 30 % of 4-grams seen before."
+            note_loops = (
+                "A word or sentence again and again, or more than 30 % of 4-grams seen before (8-grams of letters in "
+                "scripts without spaces between words)."
+            )
             label = "answers that run in a loop"
             metrics.append(rate("length.loops", label, model, mine, "loops", direction="lower", note=note_loops))
         return metrics

@@ -398,7 +398,7 @@ def cai_register_evaluators() -> Iterable[Component[Evaluator]]:
         roles=("judge",),
         roles_of=lambda options: () if options.data else ("judge",),
     )
-    yield Component("length", LengthOptions, make_length, "words per answer, and answers in a loop", revision=2)
+    yield Component("length", LengthOptions, make_length, "words per answer, and answers in a loop", revision=3)
     yield Component(
         "judge_audit",
         JudgeAuditOptions,

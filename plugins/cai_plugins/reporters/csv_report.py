@@ -56,8 +56,18 @@ def cell(found: object) -> str:
 
 def _tables(results: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Iterable[Sequence[object]]]]:
     compared = ("metric", "a", "b", "difference", "low", "high", "n", "p", "p_holm", "test", "conclusive")
-    chains = ("prompt_id", "prompt", "round", "principle", "before", "critique", "revision", "failure")
-    pairs = ("id", "prompt", "a", "b", "p_a", "principles", "failure")
+    chains = (
+        "prompt_id",
+        "prompt",
+        "round",
+        "principle",
+        "before",
+        "critique",
+        "revision",
+        "revision_cut_at",
+        "failure",
+    )
+    pairs = ("id", "prompt", "a", "b", "a_cut_at", "b_cut_at", "p_a", "principles", "failure")
     return {
         "metrics": (
             ("metric", "label", "model", "value", "low", "high", "n", "failed", "interval", "unit", "direction"),
@@ -65,21 +75,8 @@ def _tables(results: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Iterab
         ),
         "comparisons": (compared, [[row[key] for key in compared] for row in results["comparisons"]]),
         "chains": (chains, _chains(results)),
-        "pairs": (
-            pairs,
-            (
-                [p["id"], _turns(p["prompt"]), p["a"], p["b"], p["p_a"], ", ".join(map(str, p["principles"])), _why(p)]
-                for p in results["pairs"]
-            ),
-        ),
-        "answers": (
-            ("prompt_id", "kind", "prompt", "model", "answer"),
-            (
-                [sample["prompt_id"], sample["kind"], _turns(sample["prompt"]), model, text]
-                for sample in results["samples"]
-                for model, text in sample["answers"].items()
-            ),
-        ),
+        "pairs": (pairs, _pairs(results)),
+        "answers": (("prompt_id", "kind", "prompt", "model", "answer", "cut_at"), _answers(results)),
     }
 
 
@@ -94,11 +91,26 @@ def _chains(results: Mapping[str, Any]) -> Iterator[Sequence[object]]:
     for chain in results["chains"]:
         prompt, before = _turns(chain["prompt"]), chain["answer"]
         if not chain["rounds"]:
-            yield [chain["prompt_id"], prompt, 0, "", before, None, None, _why(chain)]
+            yield [chain["prompt_id"], prompt, 0, "", before, None, None, None, _why(chain)]
         for number, draft in enumerate(chain["rounds"], start=1):
-            texts = [draft["principle_id"], before, draft["critique"], draft["revision"]]
+            texts = [draft["principle_id"], before, draft["critique"], draft["revision"], draft.get("revision_cut_at")]
             yield [chain["prompt_id"], prompt, number, *texts, _why(draft)]
             before = before if draft["revision"] is None else draft["revision"]
+
+
+def _pairs(results: Mapping[str, Any]) -> Iterator[Sequence[object]]:
+    for pair in results["pairs"]:
+        cut_at = pair.get("cut_at") or {}
+        texts = [pair["id"], _turns(pair["prompt"]), pair["a"], pair["b"], cut_at.get("a"), cut_at.get("b")]
+        yield [*texts, pair["p_a"], ", ".join(map(str, pair["principles"])), _why(pair)]
+
+
+def _answers(results: Mapping[str, Any]) -> Iterator[Sequence[object]]:
+    for sample in results["samples"]:
+        cut_at = sample.get("cut_at") or {}
+        for model, text in sample["answers"].items():
+            prompt = [sample["prompt_id"], sample["kind"], _turns(sample["prompt"])]
+            yield [*prompt, model, text, cut_at.get(model)]
 
 
 def _turns(messages: Sequence[Mapping[str, str]]) -> str:

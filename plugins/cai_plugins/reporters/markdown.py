@@ -67,6 +67,7 @@ def _lines(results: Mapping[str, Any]) -> list[str]:
         lines += ["## The preference model", ""]
     for model in results["reward_models"]:
         lines += _reward_model(model)
+    lines += _truncation(results)
     lines += ["## What ran", "", row(["stage", "component", "ok", "failed"]), rule(4)]
     for stage in results["stages"]:
         failed = ", ".join(f"{n} {kind}" for kind, n in stage["failed"].items())
@@ -190,6 +191,17 @@ def _judge(audit: Mapping[str, Any] | None, labels: Mapping[str, Any] | None) ->
     first = [] if audit or people else ["The labeler was never audited: nothing is known about its labels.", ""]
     title = "## The labels of people" if people and not audit else "## The judge"
     return [title, "", *first, row(["measure", "value"]), rule(2), *map(row, rows), ""]
+
+
+def _truncation(results: Mapping[str, Any]) -> list[str]:
+    if not results["truncation"]:
+        return []
+    lines = ["## Texts cut at the token limit", "", row(["stage", "texts", "cut", "at tokens"]), rule(4)]
+    for found in results["truncation"]:
+        told = [f"{found['cut']} of {found['n']} ({value(found['share'], 'rate')})"] if found["n"] else []
+        told += [f"{found['unknown']} not known"] if found["unknown"] else []
+        lines.append(row([found["stage"], found["texts"], ", ".join(told), str(found["tokens"] or "")]))
+    return [*lines, ""]
 
 
 def row(cells: Sequence[str]) -> str:

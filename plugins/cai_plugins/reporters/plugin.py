@@ -85,8 +85,8 @@ def make_model_card(options: ModelCardOptions, context: StageContext) -> Reporte
 @hookimpl
 def cai_register_reporters() -> Iterable[Component[Reporter]]:
     """The reporters that come with cai-core."""
-    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people", revision=3)
-    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs", revision=2)
-    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown", revision=4)
-    yield Component("csv", CsvOptions, make_csv, "tables that a spreadsheet opens without running anything", revision=2)
+    yield Component("html", HtmlOptions, make_html, "one HTML file that opens from disk, for people", revision=4)
+    yield Component("json", JsonOptions, make_json, "the results as JSON, for programs", revision=3)
+    yield Component("markdown", MarkdownOptions, make_markdown, "findings and tables as Markdown", revision=5)
+    yield Component("csv", CsvOptions, make_csv, "tables that a spreadsheet opens without running anything", revision=3)
     yield Component("model_card", ModelCardOptions, make_model_card, "a card for the trained model, as hubs read it")

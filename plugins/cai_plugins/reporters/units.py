@@ -33,6 +33,7 @@ KINDS = {
 }
 TITLE = 90  # characters of a harmless prompt in the list
 FAILURES = "number of failures"
+CUT = "cut at the token limit"
 
 
 @dataclass(slots=True)
@@ -67,6 +68,13 @@ class Unit:
         """Names and values."""
         if found := [list(pair) for pair in pairs]:
             self.blocks.append({"type": "facts", "facts": found})
+
+    def cut(self, label: str, tokens: int | None) -> str:
+        """``label`` of a text, with how many tokens it was cut at, if it was and that is known."""
+        if not tokens:
+            return label
+        self.tag(CUT)
+        return f"{label}, cut at {tokens} tokens"
 
     def tag(self, name: str) -> None:
         """Something to filter by."""
@@ -213,7 +221,12 @@ def add_results(units: Units, results: Mapping[str, Any]) -> None:
             if kind == "helpful" and sample["prompt"]:
                 unit.title = str(sample["prompt"][-1]["content"])[:TITLE]
             answers = sample["answers"]
-            sides = [[labels[model], answers[model], "no answer"] for model in labels if model in answers]
+            cut_at = sample.get("cut_at") or {}
+            sides = [
+                [unit.cut(labels[model], cut_at.get(model)), answers[model], "no answer"]
+                for model in labels
+                if model in answers
+            ]
             unit.blocks += [{"type": "head", "text": "Answers"}, {"type": "sides", "sides": sides}]
             unit.orders["longest answer"] = max((len(text or "") for _, text, _ in sides), default=0)
     scored: set[str] = set()
@@ -240,19 +253,20 @@ def add_results(units: Units, results: Mapping[str, Any]) -> None:
 
 def _chain(unit: Unit, chain: Mapping[str, Any]) -> None:
     before = chain["answer"]
-    unit.text("first answer", before, "no answer")
+    unit.text(unit.cut("first answer", chain.get("cut_at")), before, "no answer")
     for number, draft in enumerate(chain["rounds"], start=1):
         unit.blocks.append({"type": "head", "text": f"Round {number}: {draft['principle_id']}"})
         unit.tag(str(draft["principle_id"]))
         if draft["critique"] is not None or draft["failure"]:
             unit.text("critique request", draft["critique_request"])
-            unit.text("critique", draft["critique"], "no critique")
+            unit.text(unit.cut("critique", draft.get("critique_cut_at")), draft["critique"], "no critique")
         if draft["revision"] is not None or draft["critique"] is not None:
             unit.text("revision request", draft["revision_request"])
+            label = unit.cut("revision", draft.get("revision_cut_at"))
             if draft["revision"] is None or before is None:
-                unit.text("revision", draft["revision"], "no revision")
+                unit.text(label, draft["revision"], "no revision")
             else:
-                label = "revision; underlined: new, struck out: gone"
+                label = f"{label}; underlined: new, struck out: gone"
                 block = {"type": "difference", "label": label, "text": draft["revision"], "before": before}
                 unit.blocks.append(block)
         unit.failure(draft["failure"])
@@ -266,9 +280,9 @@ def _chain(unit: Unit, chain: Mapping[str, Any]) -> None:
 
 def _pair(unit: Unit, pair: Mapping[str, Any]) -> None:
     unit.blocks.append({"type": "head", "text": "Labelled pair"})
-    unit.blocks.append(
-        {"type": "sides", "sides": [["answer A", pair["a"], "no answer"], ["answer B", pair["b"], "no answer"]]}
-    )
+    cut_at = pair.get("cut_at") or {}
+    sides = [[unit.cut(f"answer {key.upper()}", cut_at.get(key)), pair[key], "no answer"] for key in ("a", "b")]
+    unit.blocks.append({"type": "sides", "sides": sides})
     facts = [("P(A is preferred)", value(pair["p_a"], "score"))]
     if pair["principles"]:
         facts.append(("principles", ", ".join(map(str, pair["principles"]))))
