@@ -158,14 +158,19 @@ def _models(
         made = artifacts.get(stage) or artifacts.get(f"answers[{stage}]")
         used = made.identity["models"] if made else {}
         parent = known.get(used.get("sft_base" if made and made.kind == "sft" else "policy", ""))
-        if made and made.kind == "rl":
-            trained = _load(made, "training.json")["metrics"]
-            last = step - 1 if step else trained.get("validation_best", trained.get("steps", 0))
-            before = [other for of, other in map(_at_step, names) if of == stage and 0 < other <= last]
+        if made and (kept := [other for of, other in map(_at_step, names) if of == stage and other]):
+            last = step - 1 if step else _result_step(made)
+            before = [other for other in kept if other <= last]
             parent = snapshot_name(stage, max(before)) if before else parent
         label = {"name": name, "label": model_label(name), "parent": None if parent == name else parent}
         found.append({**label, **sources.get(name, {})})
     return found
+
+
+def _result_step(artifact: Artifact) -> float:
+    """The step of an RL stage whose policy is its result."""
+    metrics = _load(artifact, "training.json")["metrics"]
+    return float(metrics.get("validation_best", metrics.get("steps", 0)))
 
 
 def _stage(name: str, artifact: Artifact) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,32 @@ class TestParents:
         found = parents(artifacts, ["base", "sft", "best_of_4[sft]"])
         assert found == {"base": None, "sft": None, "best_of_4[sft]": "sft"}
 
+    @pytest.mark.parametrize(
+        ("metrics", "before"),
+        [({"steps": 40.0}, "rl@30"), ({"steps": 40.0, "validation_best": 20.0}, "rl@20"), ({"steps": 9.0}, "sft")],
+    )
+    def test_snapshots_come_in_the_order_of_training(
+        self, metrics: dict[str, float], before: str, tmp_path: Path
+    ) -> None:
+        """What was kept after the step that is the result did not lead to it."""
+        (tmp_path / "training.json").write_text(json.dumps({"metrics": metrics}))
+        artifacts = {"sft": made("sft", "S", sft_base="B"), "rl": made("rl", "P", tmp_path, policy="S")}
+        names = ["base", "sft", "rl@10", "rl@20", "rl@30", "rl"]
+        digests = ["B", "S", "P@10", "P@20", "P@30", "P"]
+        artifacts |= {
+            f"answers[{name}]": made("answers", name, policy=policy)
+            for name, policy in zip(names, digests, strict=True)
+        }
+        found = parents(artifacts, names)
+        assert found["rl"] == before
+        assert (found["rl@10"], found["rl@20"], found["rl@30"]) == ("sft", "rl@10", "rl@20")
+
 
 def test_labels_of_models() -> None:
-    names = ("base", "sft", "rl", "rl[grpo]", "rl[2]", "rl[grpo,2]", "org/model[x]")
+    names = ("base", "sft", "rl", "rl@20", "rl[grpo]@20", "rl[grpo]", "rl[2]", "rl[grpo,2]", "org/model[x]")
     assert [model_label(name) for name in names] == [
-        "base model", "SL-CAI (SFT)", "RL-CAI (RL)", "RL-CAI (RL) grpo", "RL-CAI (RL) iteration 2",
+        "base model", "SL-CAI (SFT)", "RL-CAI (RL)", "RL-CAI (RL), step 20", "RL-CAI (RL) grpo, step 20",
+        "RL-CAI (RL) grpo", "RL-CAI (RL) iteration 2",
         "RL-CAI (RL) grpo, iteration 2", "org/model[x]",
     ]  # fmt: skip
 
