@@ -19,12 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, RLOOConfig
 
 from cai_core.errors import CAIError, UserError
-from cai_core.testing.rl import LetterE
+from cai_core.testing.rl import LetterE, Letters
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest
+from cai_core.types.labeler import Comparison, Label
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_plugins._torch.loading import load_tokenizer
+from cai_plugins.principles.samplers import Uniform
 from cai_plugins.rewards.plugin import PreferenceOptions, make_preference
 from cai_plugins.rl import plugin
 
@@ -33,7 +35,7 @@ LONG = [Prompt(f"long{i}", turns(f"How do I bake {i} breads? " * 200)) for i in 
 ONLINE = {"steps": 2, "prompts_per_step": 4, "max_new_tokens": 8, "lora": None}
 GROUP = {"steps": 2, "prompts_per_step": 2, "samples_per_prompt": 8, "max_new_tokens": 8, "lora": None}
 FROM_REWARD = ["ppo", "grpo", "rloo", "online_dpo", "best_of_n"]
-ALL = [*FROM_REWARD, "dpo"]
+ALL = [*FROM_REWARD, "dpo", "oaif"]
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +79,24 @@ def pairs(prompts: Sequence[Prompt]) -> list[Preference]:
 def train(
     kind: str, folder: Path, policy: Path, *, prompts: Sequence[Prompt] = PROMPTS, reward: Any = None, **changed: Any
 ) -> Any:
-    labels = changed.pop("labels", pairs(prompts))
+    labels, labeler = changed.pop("labels", pairs(prompts)), changed.pop("labeler", Letters())
     trainer = SimpleNamespace(train=lambda *given: pytest.fail("nothing may be trained"))
-    context = Context(folder / "w", policy=Backend(), trainer=trainer)
+    asked = {"labeler": labeler, "principle_sampler": Uniform(1)}
+    context = Context(folder / "w", policy=Backend(), trainer=trainer, **asked)
     context.labels = labels
     made: dict[str, Callable[[], Any]] = {
         "ppo": lambda: plugin.make_ppo(plugin.PPOOptions(**{**GROUP, **changed}), context),
         "grpo": lambda: plugin.make_grpo(plugin.GRPOOptions(**{**GROUP, **changed}), context),
         "rloo": lambda: plugin.make_rloo(plugin.RLOOOptions(**{**GROUP, **changed}), context),
         "online_dpo": lambda: plugin.make_online_dpo(plugin.OnlineDPOOptions(**{**ONLINE, **changed}), context),
-        "best_of_n": lambda: plugin.make_best_of_n(plugin.BestOfNOptions(n=4, max_new_tokens=8, **changed), context),
+        "oaif": lambda: plugin.make_oaif(plugin.OnlineDPOOptions(**{**ONLINE, **changed}), context),
+        "best_of_n": lambda: plugin.make_best_of_n(
+            plugin.BestOfNOptions(**{"n": 4, "max_new_tokens": 8, **changed}), context
+        ),
         "dpo": lambda: plugin.make_dpo(plugin.DPOOptions(**{"lora": None, "batch_size": 4, **changed}), context),
     }
-    return made[kind]().train(policy, prompts, NoReward() if kind == "dpo" else reward or LetterE(), folder / "out")
+    given = (reward or LetterE()) if kind in FROM_REWARD else NoReward()
+    return made[kind]().train(policy, prompts, given, folder / "out")
 
 
 def check(folder: Path, raised: pytest.ExceptionInfo[CAIError]) -> None:
@@ -150,7 +157,17 @@ def test_prompts_longer_than_the_context(kind: str, model: Path, tmp_path: Path)
     check(tmp_path, raised)
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "online_dpo"])
+@pytest.mark.parametrize(("most", "words"), [(256, "raise max_length"), (512, "a policy with a longer context")])
+def test_pairs_longer_than_the_context(most: int, words: str, model: Path, tmp_path: Path) -> None:
+    """What helps is named: another limit does not where the policy has no more positions."""
+    with pytest.raises(UserError, match=f"alone is longer than {most}") as raised:
+        train("dpo", tmp_path, model, prompts=LONG, max_length=most)
+    assert raised.value.where == "rl.max_length"
+    assert words in raised.value.hint
+    check(tmp_path, raised)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "online_dpo", "oaif", "best_of_n"])
 def test_answers_longer_than_the_context(kind: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an answer may have 512 tokens") as raised:
         train(kind, tmp_path, model, max_new_tokens=512)
@@ -175,6 +192,32 @@ def test_rewards_that_say_nothing(kind: str, score: float, words: str, model: Pa
     check(tmp_path, raised)
 
 
+def test_a_reward_that_forgets_an_answer(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CAIError, match="7 scores for 8 answers") as raised:
+        train("online_dpo", tmp_path, model, reward=SimpleNamespace(score=lambda exchanges: [0.5] * 7))
+    check(tmp_path, raised)
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        (math.nan, r"p_a = nan for '.*'; it must lie in \[0, 1\]"),
+        (1.5, "it must lie in"),
+        (0.5, r"all 8 first labels are 0\.5"),
+        (None, "the labeler gave no label for"),
+    ],
+)
+def test_a_labeler_that_says_nothing(p: float | None, words: str, model: Path, tmp_path: Path) -> None:
+    class Says(Letters):
+        def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+            yield from (Label(c.id, p) for c in comparisons if p is not None)
+
+    with pytest.raises(CAIError, match=words) as raised:
+        train("oaif", tmp_path, model, labeler=Says(), prompts_per_step=8)
+    assert raised.value.where == "label.labeler"
+    check(tmp_path, raised)
+
+
 @pytest.mark.parametrize(("p", "words"), [(math.nan, "p_a"), (0.5, "labels are 0.5")])
 def test_labels_that_say_nothing(p: float, words: str, model: Path, tmp_path: Path) -> None:
     labels = [Preference(q.id, q.messages, "Mix flour.", "No.", p) for q in PROMPTS]
@@ -191,6 +234,7 @@ def test_labels_that_say_nothing(p: float, words: str, model: Path, tmp_path: Pa
         ("grpo", {"micro_batch": 5}, "rl.micro_batch"),
         ("rloo", {"micro_batch": 5}, "rl.micro_batch"),
         ("online_dpo", {"micro_batch": 3}, "rl.micro_batch"),
+        ("oaif", {"micro_batch": 3}, "rl.micro_batch"),
         ("dpo", {"micro_batch": 3}, "rl.micro_batch"),
     ],
 )

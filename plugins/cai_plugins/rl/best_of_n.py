@@ -112,7 +112,8 @@ class BestOfN:
                         }
                     )
         if not texts:
-            raise CAIError("the policy answered no prompt", hint="the stage's log has the backend's failures")
+            hint = "the stage's log has the backend's failures"
+            raise CAIError("the policy answered no prompt", where=str(policy), hint=hint)
         metrics = {
             "n": float(n),
             "prompts": float(scored),

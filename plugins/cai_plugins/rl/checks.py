@@ -52,7 +52,11 @@ def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: st
             hint="nothing of this batch was learnt; the same command goes on from the last checkpoint",
         ) from error
     if len(rewards) != len(exchanges):
-        raise CAIError(f"the reward model gave {len(rewards)} scores for {len(exchanges)} answers", where=where)
+        raise CAIError(
+            f"the reward model gave {len(rewards)} scores for {len(exchanges)} answers",
+            where=where,
+            hint="correct it, or choose another: it must give one per answer, in their order",
+        )
     for exchange, value in zip(exchanges, rewards, strict=True):
         if not math.isfinite(value):
             raise CAIError(

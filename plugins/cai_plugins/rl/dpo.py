@@ -92,12 +92,16 @@ class DPO:
         if aside:
             notes.append(f"the pairs of {len(aside)} conversations are for validation and are not learnt from")
         if not encoded.rows:
-            hint = "the stages pairs and label say why, or raise max_length"
-            raise UserError("; ".join(["no labelled pair to learn from", *notes]), where="rl: dpo", hint=hint)
+            more = "raise max_length" if limit < context_length(policy) else "use a policy with a longer context"
+            raise UserError(
+                "; ".join(["no labelled pair to learn from", *notes]),
+                where="rl.max_length" if encoded.counts["too_long"] else "rl",
+                hint=f"the stages pairs and label say why; where pairs are too long, give shorter ones or {more}",
+            )
         if all(row["p"] == 0.5 for row in encoded.rows):
             raise UserError(
                 f"all {len(encoded.rows)} labels are 0.5: there is no preference to learn",
-                where="rl: dpo",
+                where="label.labeler",
                 hint="use a labeler that decides; `cai label` shows what one makes of these pairs",
             )
         check_snapshots(options.snapshots, math.ceil(len(encoded.rows) / options.batch_size) * options.epochs)

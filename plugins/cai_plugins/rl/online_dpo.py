@@ -236,15 +236,24 @@ class OnlineDPO:
             if label.failure is not None:
                 failures[f"{label.failure.kind}: {label.failure.message}"] += 1
             elif label.p_a is None or not 0 <= label.p_a <= 1:
-                raise CAIError(f"the labeler gave p_a = {label.p_a!r} for {label.id!r}", where="label.labeler")
+                raise CAIError(
+                    f"the labeler gave p_a = {label.p_a!r} for {label.id!r}; it must lie in [0, 1]",
+                    where="label.labeler",
+                    hint="use another labeler; nothing of this step was learnt",
+                )
             found[i] = math.nan if label.failure is not None or label.p_a is None else float(label.p_a)
         if asked:
-            raise CAIError(f"the labeler gave no label for {', '.join(asked)}", where="label.labeler")
+            raise CAIError(
+                f"the labeler gave no label for {', '.join(asked)}",
+                where="label.labeler",
+                hint="use another labeler; nothing of this step was learnt",
+            )
         if all(math.isnan(value) for value in found):
             raise CAIError(
                 f"no pair of step {step} has a label: {failures.most_common(1)[0][0]}",
                 where="label.labeler",
-                hint="`cai label` shows what the labeler makes of pairs; nothing of this step was learnt",
+                hint="use a labeler that asks a model, as people's labels know no new pairs; `cai label` shows what "
+                "one makes of pairs. Nothing of this step was learnt",
             )
         if step == 1 and len(found) >= LEAST_ANSWERS and set(found) == {0.5}:
             raise UserError(
