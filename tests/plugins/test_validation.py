@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cai_core.types.backend import Sampling
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_core.types.trainer import TrainResult
+from cai_plugins._torch.seeding import derived
 from cai_plugins.rl.live import Live
 from cai_plugins.rl.plugin import (
     DPOOptions,
@@ -285,18 +287,39 @@ def test_a_policy_astray_is_not_chosen(model: Path, tmp_path: Path) -> None:
     assert any("max_kl" in note for note in held.notes)
 
 
+def name(item: tuple[Prompt, list[int]]) -> str:
+    return item[0].id
+
+
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 9))
 def test_what_is_looked_at_is_not_learnt_from(count: int, wanted: int, seed: int) -> None:
-    items = [f"p{i}" for i in range(count)]
-    kept, aside = set_aside(items, ValidationOptions(prompts=wanted), seed, str)
-    assert sorted(kept + aside) == sorted(items)
+    items = [(Prompt(f"p{i}", turns(str(i))), [i]) for i in range(count)]
+    kept, aside = set_aside(items, ValidationOptions(prompts=wanted), seed, name)
+    assert sorted(ids for _, ids in kept + aside) == [[i] for i in range(count)]
     assert kept == [item for item in items if item in kept]
     assert len(aside) == max(1, min(wanted, count // 5))
+    ranked = sorted(items, key=lambda item: derived(seed, "aside", item[0].id))
+    assert aside == [item for item in items if item in ranked[: len(aside)]]
+
+
+@given(st.lists(st.integers(0, 30), min_size=2), st.integers(1, 40), st.integers(0, 9))
+def test_equal_prompts_are_on_one_side(texts: list[int], wanted: int, seed: int) -> None:
+    items = [(Prompt(f"p{i}", turns(str(text))), [text]) for i, text in enumerate(texts)]
+    if len(set(texts)) == 1:
+        with pytest.raises(UserError, match=f"there are 1, {len(texts)} times"):
+            set_aside(items, ValidationOptions(prompts=wanted), seed, name)
+        return
+    kept, aside = set_aside(items, ValidationOptions(prompts=wanted), seed, name)
+    assert sorted(kept + aside, key=name) == sorted(items, key=name)
+    assert kept
+    assert not {text for _, (text,) in kept} & {text for _, (text,) in aside}
+    least = min(Counter(texts).values())
+    assert 1 <= len(aside) <= max(least, min(wanted, len(items) // 5))
 
 
 def test_nothing_to_set_aside(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are 1") as raised:
-        set_aside(["a"], ValidationOptions(), 0, str)
+        set_aside([(PROMPTS[0], [1])], ValidationOptions(), 0, name)
     assert raised.value.where == "rl.validation"
     assert raised.value.hint
 

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import GenerateRequest, Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
-from cai_core.types.records import ModelInput
+from cai_core.types.records import Conversation, ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import KEEP
@@ -31,7 +31,8 @@ from cai_plugins.rl.plugin import ValidationOptions
 from cai_plugins.rl.texts import text_rates
 
 Row = dict[str, float]
-T = TypeVar("T")
+Item = tuple[Prompt, list[int]]
+"""A prompt and its tokens."""
 MOST_ASIDE = 5
 """At most one prompt in so many is set aside: our choice."""
 
@@ -260,19 +261,28 @@ def wanted(options: ValidationOptions | None, context: StageContext) -> Validati
 
 
 def set_aside(
-    items: Sequence[T], options: ValidationOptions, seed: int, key: Callable[[T], str]
-) -> tuple[list[T], list[T]]:
+    items: Sequence[Item], options: ValidationOptions, seed: int, key: Callable[[Item], str]
+) -> tuple[list[Item], list[Item]]:
     """What is learnt from, in its order, and what is looked at: ``options.prompts`` of the items, but no more than a
-    fifth and no fewer than one, chosen by hash of ``key``. Raises ``UserError`` where there is nothing to spare."""
-    if len(items) < 2:
+    fifth, chosen by hash of ``key``. Equal texts are on one side; where none is rare enough for that, the rarest is
+    looked at. Raises ``UserError`` where there is nothing to spare."""
+    texts: dict[Conversation, list[int]] = {}
+    for i, (prompt, _) in enumerate(items):
+        texts.setdefault(prompt.messages, []).append(i)
+    if len(texts) < 2:
+        equal = f", {len(items)} times" if len(items) > len(texts) else ""
         raise UserError(
-            f"validation needs a prompt that is not learnt from, and there are {len(items)}",
+            f"validation needs a prompt that is not learnt from, and there are {len(texts)}{equal}",
             where="rl.validation",
             hint="give more prompts, or leave `validation` and `heldout_reward` out",
         )
     count = max(1, min(options.prompts, len(items) // MOST_ASIDE))
-    ranked = sorted(range(len(items)), key=lambda i: derived(seed, "aside", key(items[i])))
-    aside = set(ranked[:count])
+    ranked = sorted(texts.values(), key=lambda places: derived(seed, "aside", key(items[places[0]])))
+    aside = set[int]()
+    for places in ranked:
+        if len(aside) + len(places) <= count:
+            aside.update(places)
+    aside = aside or set(min(ranked, key=len))
     return (
         [item for i, item in enumerate(items) if i not in aside],
         [item for i, item in enumerate(items) if i in aside],
