@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cai_core.errors import CAIError
 from cai_core.testing.tiny import tiny_model
-from cai_core.types.backend import Completion, GenerateRequest, Sampling
+from cai_core.types.backend import Completion, GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import ModelInput
 from cai_plugins._torch import memory
 from cai_plugins._torch.decoding import draw, nucleus, waiting_times
@@ -280,8 +281,35 @@ def test_the_nucleus_of_many_tokens_is_that_of_a_full_sort() -> None:
     assert sizes[0] < 64 < sizes[1] < 1024 < sizes[3]
 
 
-def test_probabilities_that_are_not_numbers_are_no_answer() -> None:
-    logits = torch.randn(2, 300)
-    logits[1] = torch.nan
-    with pytest.raises(CAIError, match="not numbers"):
-        draw(logits, [Sampling(4, 1.0)] * 2, [1, 2], [0, 0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+def test_probabilities_that_are_not_numbers_are_no_answer(value: float, heat: float) -> None:
+    """Whether the likeliest token is taken or one is drawn, and whatever the row beside it is."""
+    for other in (0.0, 1.0):
+        samplings = [Sampling(4, other), Sampling(4, heat)]
+        logits = torch.randn(2, 300)
+        logits[1, 7] = -torch.inf  # a token that cannot be is no trouble
+        draw(logits, samplings, [1, 2], [0, 0])
+        logits[1, slice(None) if value < 0 else 5] = value
+        with pytest.raises(CAIError, match="not numbers") as raised:
+            draw(logits, samplings, [1, 2], [0, 0])
+        assert raised.value.hint
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_model_gives_no_text(whole: bool, folder: Path, tmp_path: Path) -> None:
+    """A NaN in all that it computes; or for one input, which the decoder's trial of the model does not have."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (*_, last) = tokenizer("bread")["input_ids"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[slice(None) if whole else last] = torch.nan
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backend = opened(tmp_path)
+    assert (backend._decoder is None) == whole
+    for heat in (0.0, 1.0):
+        with pytest.raises(CAIError, match="not numbers"):
+            list(backend.generate([request("x", "bread", heat=heat)]))
+    (scores,) = backend.score([ScoreRequest("x", ModelInput(text="bread"), (" a", " b"))])
+    assert not any(math.isfinite(value) for value in scores.logprobs)

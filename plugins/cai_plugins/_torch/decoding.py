@@ -637,26 +637,33 @@ def full_attention(config: Any) -> bool:
 
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
     """A token per row of ``logits`` [rows, vocabulary], drawn by numbers that hang on the row's seed and step alone.
-    Nothing else in the batch has a part in it. Raises ``CAIError`` where the probabilities of a row to sample are not
-    numbers."""
+    Nothing else in the batch has a part in it. Raises ``CAIError`` where the probabilities of a row are not numbers."""
     logits = logits.float()
-    tokens = logits.argmax(-1).tolist()
+    likeliest = logits.argmax(-1)  # where a NaN is, that
+    there = logits.gather(-1, likeliest[:, None])[:, 0].isfinite()
+    tokens = torch.where(there, likeliest, -1).tolist()
     sampled = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
     if not sampled:
-        return [int(token) for token in tokens]
+        return _numbers(tokens)
     heat = torch.tensor([[samplings[i].temperature] for i in sampled], device=logits.device)
     logits = logits if len(sampled) == len(samplings) else logits[sampled]
     probabilities = (logits if (heat == 1).all() else logits / heat).softmax(-1)
     top_p = torch.tensor([[samplings[i].top_p] for i in sampled], device=logits.device)
     found = _race(nucleus(probabilities, top_p), [(seeds[i], steps[i]) for i in sampled]).tolist()
     for i, token in zip(sampled, found, strict=True):
-        if token < 0:
-            raise CAIError(
-                "the model's probabilities are not numbers",
-                hint="its weights are damaged: train it again at a lower learning_rate, or copy it anew",
-            )
         tokens[i] = token
-    return [int(token) for token in tokens]
+    return _numbers(tokens)
+
+
+def _numbers(tokens: list[int]) -> list[int]:
+    """``tokens``, of which -1 stands for a row without one."""
+    if min(tokens, default=0) < 0:
+        raise CAIError(
+            "the model's probabilities are not numbers",
+            hint="its weights are damaged: train it again at a lower learning_rate, or copy it anew; where float16 "
+            "is too narrow for them, set `dtype: float32`",
+        )
+    return tokens
 
 
 def _race(probabilities: torch.Tensor, draws: Sequence[tuple[int, int]]) -> torch.Tensor:
