@@ -76,10 +76,13 @@ class Resolver:
         where = file.where(path)
         defaults: dict[str, Any] = {}
 
-        def option_where(sub: tuple[str | int, ...]) -> str:
+        def option_path(sub: tuple[str | int, ...]) -> tuple[str | int, ...]:
             if sub and sub[0] in defaults and sub[0] not in ref.options:
-                return file.where(("options", kind, offer.component.name, *sub))
-            return file.where((*path, *sub))
+                return ("options", kind, offer.component.name, *sub)
+            return (*path, *sub)
+
+        def option_where(sub: tuple[str | int, ...]) -> str:
+            return file.where(option_path(sub))
 
         try:
             offer = self.registry.find(kind, ref.name)
@@ -119,11 +122,11 @@ class Resolver:
         members = []
         entries = getattr(options, component.members) if component.members else ()
         for number, entry in enumerate(entries):
-            at = (*path, component.members, number)
+            at = option_path((component.members, number))
             chosen = ComponentRef.model_validate({**(entry.model_extra or {}), "name": getattr(entry, kind)})
             part = self.use(kind, chosen, file, at, problems, member=True)
             if part is None:
-                return None
+                continue
             for own, theirs in ((dumped, {kind: part.id, **part.options}), (identity, {kind: part.identity()})):
                 listed = own[component.members][number]
                 fields = {key: listed[key] for key in type(entry).model_fields if key in listed and key != kind}
@@ -131,6 +134,8 @@ class Resolver:
             needs += part.needs
             roles += tuple(getattr(entry, "role", role) if role == "judge" else role for role in part.roles)
             members.append(part)
+        if len(members) < len(entries):
+            return None
         learns_from = tuple(component.learns_from) if kind == "rl_algorithm" else ()
         if "reward" in learns_from:
             needs = ("reward_model", *needs)

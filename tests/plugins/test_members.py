@@ -134,6 +134,18 @@ def test_what_is_wrong_with_a_member_is_told_with_its_place(tmp_path: Path) -> N
         assert where in problem.where
 
 
+def test_everything_that_is_wrong_with_members_is_told_at_once_and_where_it_stands(tmp_path: Path) -> None:
+    nested = "{labeler: ensemble, members: [{labeler: taste}, {labeler: tast}]}"
+    wrong = f"[{{labeler: taste, wort: x}}, {{labeler: taste}}, {nested}]"
+    elsewhere = RECIPE.replace("name: ensemble\n    members: MEMBERS", "ensemble")
+    elsewhere += "options: {labeler: {ensemble: {members: MEMBERS}}}\n"
+    for recipe, place in ((RECIPE, "label.labeler"), (elsewhere, "options.labeler.ensemble")):
+        with pytest.raises(UserErrors) as caught:
+            graph_of(tmp_path, wrong, recipe=recipe)
+        found = [problem.where.split(": ")[-1] for problem in caught.value.problems]
+        assert found == [f"{place}.members.0.wort", f"{place}.members.2.members.1"]
+
+
 def test_members_are_built_with_their_options_and_the_model_of_their_role(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
