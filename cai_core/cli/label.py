@@ -102,7 +102,7 @@ def command(
     label: dict[str, Any] = {"labeler": component, "principle_sampler": sampler}
     if audit_set:
         label["audit"] = {"name": "cai-core/judge_audit", "data": str(audit_set.resolve())}
-    elif no_audit or labeler in ("human", "cai-core/human"):
+    elif no_audit:
         label["audit"] = None
     recipe = recipe_from(
         {

@@ -31,10 +31,12 @@ def command(
         for p in plan.stages
     ]
     if as_json:
-        click.echo(json.dumps({"run_id": plan.run_id, "stages": rows}, indent=2))
+        click.echo(json.dumps({"run_id": plan.run_id, "stages": rows, "notes": plan.graph.notes}, indent=2))
         return
     width = max(len(row["stage"]) for row in rows)
     for row in rows:
         click.echo(clean(f"{row['stage']:<{width}}  {row['action']:<5}  {row['why']}").rstrip())
+    for note in plan.graph.notes:
+        click.echo(clean(note))
     todo = sum(row["action"] == "run" for row in rows)
     click.echo(f"{todo} to run, {len(rows) - todo} reused. Run folder: {runs / plan.run_id}")

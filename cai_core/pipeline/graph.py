@@ -16,6 +16,7 @@ from typing import Any
 
 from cai_core.errors import UserError, UserErrors
 from cai_core.pipeline.components import ComponentUse, Resolver
+from cai_core.pipeline.labels import by_people
 from cai_core.pipeline.launch import launch_of
 from cai_core.recipe import ComponentRef, Recipe, RecipeFile, SamplingSection
 from cai_core.store.canonical import digest, file_sha256
@@ -57,11 +58,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Stages in an order in which they can run."""
+    """Stages in an order in which they can run. ``notes``: what the recipe might let one expect and is not there."""
 
     recipe: RecipeFile
     constitution: Constitution
     stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
 
     def identity(
         self, stage: Stage, digests: Mapping[str, str], external: Mapping[str, str]
@@ -111,7 +113,7 @@ def build_graph(file: RecipeFile, resolver: Resolver, constitution: Constitution
     if builder.problems:
         unique = {str(problem): problem for problem in builder.problems}
         raise UserErrors(list(unique.values()))
-    return Graph(file, constitution, tuple(stages))
+    return Graph(file, constitution, tuple(stages), tuple(dict.fromkeys(builder.notes)))
 
 
 class _Builder:
@@ -120,6 +122,7 @@ class _Builder:
         self.resolver = resolver
         self.limit = limit
         self.problems: list[UserError] = []
+        self.notes: list[str] = []
         self.stages: dict[str, Stage] = {}
 
     def build(self) -> list[Stage]:
@@ -228,6 +231,11 @@ class _Builder:
             if recipe.label is None or recipe.label.audit is None:
                 return None
             uses = self._uses([("evaluator", recipe.label.audit, ("label", "audit"))], recipe, role="judge")
+            # Nobody of these people has seen its own comparisons: they measure nothing.
+            own = any(use.id == "cai-core/judge_audit" and not use.options.get("data") for use in uses)
+            if own and by_people(use.id for use in uses):
+                self.notes.append("label: these are people's labels, so there is no judge to audit")
+                return None
             models = self._roles(recipe, uses, self._models(recipe, "judge"))
             return Stage("", kind, {}, models, uses, {"models": ["judge"]})
         if kind == "pairs":

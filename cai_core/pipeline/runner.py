@@ -108,6 +108,8 @@ class _Run:
 
     def run(self, until: str | None) -> dict[str, Any]:
         self._save("started")
+        for note in self.plan.graph.notes:
+            self.observer.say(note)
         try:
             for number, planned in enumerate(self.plan.stages):
                 self._stage(planned, number)

@@ -221,6 +221,25 @@ def test_a_label_stage_has_the_models_that_its_labeler_asks_and_no_others(tmp_pa
     assert label(f"{{name: ensemble, members: [{other}, {other}]}}") == (cot, asking)
 
 
+def test_peoples_labels_have_no_audit_unless_it_has_comparisons_of_its_own(tmp_path: Path) -> None:
+    for name in ("people", "others"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "p", "a": "x", "b": "y", "p_a": 1.0}')
+    people, judge = "{labeler: {name: human, path: people.jsonl}", "{labeler: logprob"
+
+    def audit(section: str, more: str = "") -> tuple[list[str], tuple[str, ...]]:
+        graph = graph_of(tmp_path, FULL.replace("label: logprob", f"label: {section}") + more)
+        return [stage.id for stage in graph.stages if stage.kind == "audit"], graph.notes
+
+    note = ("label: these are people's labels, so there is no judge to audit",)
+    assert audit(f"{people}}}") == ([], note)
+    assert audit(f"{people}, audit: {{name: judge_audit, limit: 9}}}}") == ([], note)
+    assert audit(f"{people}, audit: null}}") == ([], ())
+    assert audit(f"{people}, audit: {{name: judge_audit, data: others.jsonl}}}}") == (["audit"], ())
+    assert audit(f"{judge}}}") == (["audit"], ())
+    assert audit(f"{judge}, audit: null}}") == ([], ())
+    assert audit(f"{people}}}", "branches: {a: {}, b: {label: logprob}}") == (["audit[b]"], note)
+
+
 def test_more_members_than_there_are_is_told_before_anything_runs(tmp_path: Path) -> None:
     members = "[{labeler: logprob}, {labeler: verdict}]"
     for least in (1, 2, 3):

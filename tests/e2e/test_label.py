@@ -192,6 +192,24 @@ def test_a_labeler_that_was_never_audited_is_named_too(folder: Folder) -> None:
     assert report["labels"]["by_principle"]
 
 
+def test_peoples_labels_need_no_judge_and_no_audit(folder: Folder) -> None:
+    """Said once by the plan and the run, and nowhere is a judge found wanting."""
+    people = [{"prompt": f"How is bread {n} baked?", "chosen": "Mix flour.", "rejected": "No."} for n in range(3)]
+    folder.write("pairs.jsonl", *people)
+    recipe = RECIPE.replace("{name: logprob, shots: 0}", "{name: human, path: pairs.jsonl}")
+    (folder.path / "r.yaml").write_text(recipe.replace("base: smollm2-135m-instruct", "judge: ./nofolder"))
+    note = "label: these are people's labels, so there is no judge to audit"
+    for command in ("plan", "run"):
+        output = folder.run(command, "r.yaml")
+        assert output.count(note) == 1
+        assert "WARNING" not in output
+        assert "audit " not in output.replace(note, "")
+    report = json.loads(next(folder.path.glob("runs/*/report.json")).read_text())
+    assert (report["audit"], report["labels"]["by_people"]) == (None, True)
+    assert not any("judge" in finding["title"].lower() for finding in report["findings"])
+    assert "The labels of people" in next(folder.path.glob("runs/*/report.md")).read_text()
+
+
 def test_no_recipe_of_ours_goes_without_the_audit() -> None:
     for path in built_in_recipes().values():
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
