@@ -53,7 +53,7 @@ def rewards(path: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     ("launch", "ran_as"),
-    [("2", "MULTI_GPU"), ("{config: fsdp.yaml, rl: {config: null, processes: 2}}", "FSDP")],
+    [("2", "MULTI_GPU"), ("{config: fsdp.yaml}", "FSDP")],
     ids=["data parallel", "fsdp"],
 )
 def test_two_gpus_learn_what_one_learns(home: Home, launch: str, ran_as: str) -> None:
@@ -66,4 +66,4 @@ def test_two_gpus_learn_what_one_learns(home: Home, launch: str, ran_as: str) ->
     assert sum(p.numel() for p in model.parameters()) > 10_000
     (policy,) = (home.folder / "two" / "artifacts").glob("rl-*")
     info = json.loads((policy / "manifest.json").read_text(encoding="utf-8"))["info"]
-    assert info["launch"]["ran_as"] == "MULTI_GPU"
+    assert info["launch"]["ran_as"] == ran_as

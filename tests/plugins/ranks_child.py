@@ -46,11 +46,11 @@ def preference(model: Path, context: Any, out: Path, micro: int, **changed: Any)
     return make_preference(options, context).fit(model, PAIRS, out)
 
 
-def dpo(model: Path, context: Any, out: Path, micro: int) -> TrainResult:
+def dpo(model: Path, context: Any, out: Path, micro: int, **changed: Any) -> TrainResult:
     from cai_plugins.rl.plugin import DPOOptions, make_dpo
 
     context.labels = PAIRS
-    options = DPOOptions(learning_rate=1e-2, batch_size=4, micro_batch=micro, epochs=2, save_steps=1)
+    options = DPOOptions(learning_rate=1e-2, batch_size=4, micro_batch=micro, epochs=2, save_steps=1, **changed)
     return make_dpo(options, context).train(model, [], NoReward(), out)
 
 
@@ -73,22 +73,25 @@ class Likes(LetterE):
         return [-abs(share - 0.06) for share in super().score(exchanges)]
 
 
-def watched(model: Path, context: Any, out: Path, micro: int, *, call: Callable[..., TrainResult]) -> TrainResult:
+def watched(
+    model: Path, context: Any, out: Path, micro: int, *, call: Callable[..., TrainResult], **changed: Any
+) -> TrainResult:
     """With looks, which the processes must agree on."""
     context.heldout = Likes()
-    result = call(model, context, out, micro)
+    result = call(model, context, out, micro, validation={"every": 1, "samples": 8}, **changed)
     rows = result.extra["validation"]["rows"]
     assert len(rows) > 1
     seen = {f"look_{i}_{name}": value for i, row in enumerate(rows) for name, value in row.items()}
     return replace(result, metrics={**result.metrics, **seen})
 
 
-def grpo(model: Path, context: Any, out: Path, micro: int) -> TrainResult:
+def grpo(model: Path, context: Any, out: Path, micro: int, **changed: Any) -> TrainResult:
     from cai_plugins.rl.plugin import GRPOOptions, make_grpo
 
     options = GRPOOptions(
-        steps=2, prompts_per_step=2, samples_per_prompt=4, max_new_tokens=6, learning_rate=1e-2, micro_batch=micro
-    )
+        steps=2, prompts_per_step=2, samples_per_prompt=4, max_new_tokens=6, learning_rate=1e-2, micro_batch=micro,
+        **changed,
+    )  # fmt: skip
     return make_grpo(options, context).train(model, PROMPTS, LetterE(), out)
 
 
@@ -117,6 +120,7 @@ KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     "sft-long": (sft, 2, {"epochs": 20}),
     "ppo-long": (ppo, 3, {"steps": 16}),
     "grpo": (grpo, 4, {}),
+    "grpo-watched": (watched, 4, {"call": grpo, "beta": 0.0}),  # without a KL in its loss, it is measured beside it
     "ppo-watched": (watched, 3, {"call": ppo}),
     "dpo-watched": (watched, 2, {"call": dpo}),
 }

@@ -1,6 +1,6 @@
 """``ranks_child.py`` under FSDP on a CPU. accelerate has none there: it falls back to plain data parallel. Here it is
 told that it has accelerators with the gloo backend, so that what shards, gathers and saves on a GPU runs, with torch's
-own FSDP2; and each training checks that no process had the whole model."""
+own FSDP2; and each training checks that no process had all of what it trains."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from transformers import TrainerCallback
 
 from cai_plugins._torch import callbacks
 from cai_plugins._torch.ranks import disconnect, rank
+from cai_plugins.rl import ppo
 
 PartialState._prepare_backend = lambda self, *given: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
 
 
-class Sharded(TrainerCallback):
-    """After each step: about half of the weights lies here, and every one that is trained is in parts."""
+checked = 0
 
-    checked = 0
+
+def check(model: Any) -> None:
+    """About half of the weights lies here, and every one that is trained is in parts."""
+    global checked
+    here = [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]
+    whole = sum(p.numel() for p in model.parameters())
+    assert 0 < sum(here) <= 0.6 * whole, (sum(here), whole)
+    assert all(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
+    checked += 1
+
+
+class Sharded(TrainerCallback):
+    """Checks after each step."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        here = [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]
-        whole = sum(p.numel() for p in model.parameters())
-        assert 0 < sum(here) <= 0.6 * whole, (sum(here), whole)
-        assert all(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
-        Sharded.checked += 1
+        check(model)
 
 
 def run(trainer: Any, *given: Any) -> Any:
@@ -41,18 +49,37 @@ def run(trainer: Any, *given: Any) -> Any:
 
 before = callbacks.run
 
+
+def step(learner: Any) -> float:
+    """PPO's, which is no ``Trainer``: its policy, a separate critic, and the optimizer's state of both."""
+    norm = step_before(learner)
+    check(learner.root)
+    critic = [] if isinstance(learner.critic, ppo._Head) else list(learner.parts["critic"].values())
+    if critic:
+        check(learner.critic)
+    for parameter in [*learner.parts["policy"].values(), *critic]:
+        assert isinstance(learner.optimizer.state[parameter]["exp_avg_sq"], DTensor)
+    return norm
+
+
+step_before = ppo._Learner.step
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     import cai_plugins.rewards.preference
     import cai_plugins.rl.dpo
+    import cai_plugins.rl.grouped
     import cai_plugins.trainers.sft
 
-    for module in (cai_plugins.rewards.preference, cai_plugins.rl.dpo, cai_plugins.trainers.sft):
+    for module in (
+        cai_plugins.rewards.preference, cai_plugins.rl.dpo, cai_plugins.rl.grouped, cai_plugins.trainers.sft,
+    ):  # fmt: skip
         module.run = run
+    ppo._Learner.step = step  # type: ignore[method-assign]
     for name in sys.argv[3:]:
         target = Path(sys.argv[2]) / name
         target.mkdir(parents=True, exist_ok=True)
         ranks_child.train(name, Path(sys.argv[1]), target, rank())
-    assert Sharded.checked > 1
+    assert checked > 1
     disconnect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -26,9 +27,13 @@ FSDP = [
 ]  # fmt: skip
 
 
-def start(model: Path, folder: Path, *kinds: str, sharded: bool = False) -> subprocess.Popen[str]:
-    """Train in two processes on the CPU, connected by gloo."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *(FSDP if sharded else ["--multi_gpu"])]
+def start(
+    model: Path, folder: Path, *kinds: str, sharded: bool = False, asked: bool | None = None
+) -> subprocess.Popen[str]:
+    """Train in two processes on the CPU, connected by gloo. asked: whether the launch asks for FSDP, if that is not
+    whether it gets it."""
+    fsdp = sharded if asked is None else asked
+    command = [sys.executable, "-m", "accelerate.commands.launch", *(FSDP if fsdp else ["--multi_gpu"])]
     command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     child = str(Path(__file__).parent / ("sharded_child.py" if sharded else "ranks_child.py"))
@@ -82,8 +87,10 @@ def test_sft_preference_model_and_ppo(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_looks_are_the_same_in_all_processes(tmp_path: Path) -> None:
-    both(tmp_path, "ppo-watched", "dpo-watched")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_looks_are_the_same_in_all_processes(sharded: bool, tmp_path: Path) -> None:
+    both(tmp_path, "ppo-watched", "dpo-watched", sharded=sharded)
     for kind in ("ppo-watched", "dpo-watched"):
         one, first, second = (
             {k: v for k, v in json.loads((tmp_path / part).read_text())["metrics"].items() if k.startswith("look_")}
@@ -99,20 +106,55 @@ def test_other_ways_to_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_grpo_draws_as_many_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_grpo_draws_as_many_samples(sharded: bool, tmp_path: Path) -> None:
     """TRL seeds each process by itself, so they are others."""
     model = tiny_model(tmp_path / "tiny", hidden=16)
-    launched(model, tmp_path / "two", "grpo")
+    launched(model, tmp_path / "two", "grpo", "grpo-watched", sharded=sharded)
     found = json.loads((tmp_path / "two/grpo/0.json").read_text())
     assert [row["step"] for row in found["curve"]] == [1, 2]
     assert found["metrics"]["samples"] == 2 * 2 * 4
     assert not bitwise(model, tmp_path / "two/grpo/out-0")
+    first, second = (json.loads((tmp_path / f"two/grpo-watched/{i}.json").read_text()) for i in range(2))
+    looks = [{k: v for k, v in part["metrics"].items() if k.startswith("look_")} for part in (first, second)]
+    assert looks[0] == looks[1]
+    assert looks[0]["look_0_kl"] == 0
+    assert looks[0]["look_2_kl"] != 0
+    assert all("kl" in row for row in first["curve"])
 
 
 @pytest.mark.slow
 def test_sharded_weights_end_as_whole_ones(tmp_path: Path) -> None:
     """FSDP2; the child asserts after each step that either process holds half of the weights."""
     both(tmp_path, "sft", "sft-packed", "preference", "dpo", sharded=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ppo_with_sharded_weights(tmp_path: Path) -> None:
+    """And what one launch has begun the other goes on with: a checkpoint of PPO is the same file either way."""
+    both(tmp_path, "ppo-lora", "ppo", sharded=True)
+    straight = json.loads((tmp_path / "one/ppo/0.json").read_text())["curve"]
+    for launch in ("one", "two"):
+        (folder,) = (tmp_path / launch / "ppo/w").glob("ppo-*")
+        shutil.rmtree(folder / "checkpoint-3")
+        begun = (folder / "checkpoint-2/whole.json").stat().st_mtime_ns
+        if launch == "one":
+            launched(tmp_path / "tiny", tmp_path / launch, "ppo", sharded=True)
+        else:
+            ranks_child.train("ppo", tmp_path / "tiny", tmp_path / launch / "ppo", 0)
+        assert (folder / "checkpoint-2/whole.json").stat().st_mtime_ns == begun
+        same(straight, json.loads((tmp_path / launch / "ppo/0.json").read_text())["curve"], launch)
+
+
+@pytest.mark.slow
+def test_ppo_runs_sharded_or_not_at_all(tmp_path: Path) -> None:
+    """On a CPU accelerate leaves the model whole and says nothing."""
+    process = start(tiny_model(tmp_path / "tiny"), tmp_path / "two", "ppo", asked=True)
+    _, said = process.communicate()
+    assert process.returncode
+    assert "the launch asks for FSDP, and accelerate runs MULTI_CPU" in said
+    assert not (tmp_path / "two/ppo/0.json").exists()
 
 
 @pytest.mark.slow
@@ -130,11 +172,11 @@ def test_sharded_checkpoints_are_kept_apart_from_plain_ones(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["sft-long", "ppo-long"])
-def test_killed_and_launched_again_they_end_with_the_same_weights(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "sharded"), [("sft-long", False), ("ppo-long", False), ("ppo-long", True)])
+def test_killed_and_launched_again_they_end_with_the_same_weights(kind: str, sharded: bool, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny", hidden=16)
-    launched(model, tmp_path / "straight", kind)
-    process = start(model, tmp_path / "killed", kind)
+    launched(model, tmp_path / "straight", kind, sharded=sharded)
+    process = start(model, tmp_path / "killed", kind, sharded=sharded)
     parent, checkpoints = psutil.Process(process.pid), (tmp_path / "killed" / kind / "w").glob
     while not list(checkpoints("*/checkpoint-*/whole.json")):
         assert process.poll() is None
@@ -145,7 +187,7 @@ def test_killed_and_launched_again_they_end_with_the_same_weights(kind: str, tmp
         child.kill()
     process.communicate()
     assert not (tmp_path / "killed" / kind / "0.json").exists(), "it was killed before its end"
-    launched(model, tmp_path / "killed", kind)
+    launched(model, tmp_path / "killed", kind, sharded=sharded)
     curves = [json.loads((tmp_path / name / kind / "0.json").read_text())["curve"] for name in ("straight", "killed")]
     assert curves[0] == curves[1], f"seed {seed}"
     assert bitwise(tmp_path / "straight" / kind / "out-0", tmp_path / "killed" / kind / "out-0"), f"seed {seed}"

@@ -78,10 +78,13 @@ def sum_up(values: Tensor) -> Tensor:
 
 def sum_up_gradients(parameters: Sequence[Tensor]) -> None:
     """Give every process the sum of all processes' gradients, bit for bit the same one. Each must have gradients of the
-    same parameters."""
+    same parameters. Of those that FSDP2 shares out it has taken the mean already."""
     if world() == 1:
         return
-    waiting = [p.grad for p in parameters if p.grad is not None]
+    for parameter in parameters:
+        if parameter.grad is not None and hasattr(parameter, "full_tensor"):
+            parameter.grad *= world()
+    waiting = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
     while waiting:
         bucket = [waiting.pop()]
         while waiting and waiting[-1].dtype == bucket[0].dtype and sum(g.numel() for g in bucket) < BUCKET:
@@ -90,6 +93,20 @@ def sum_up_gradients(parameters: Sequence[Tensor]) -> None:
         torch.distributed.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def full(value: Tensor) -> Tensor:
+    """All of a tensor of which FSDP2 keeps a part here; another as it is. All processes call it at the same time."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def like(value: Tensor, model: Tensor) -> Tensor:
+    """``value``, which every process has all of, in parts as ``model`` is; as it is where that is whole."""
+    if not hasattr(model, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)
 
 
 def gather(value: Any) -> list[Any]:

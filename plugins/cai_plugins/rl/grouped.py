@@ -30,7 +30,7 @@ from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
-from cai_plugins._torch.ranks import gather, shards
+from cai_plugins._torch.ranks import gather
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rl.astray import Guard
 from cai_plugins.rl.checks import check_answers, check_ends, check_signal, finite_rewards
@@ -156,13 +156,6 @@ class Grouped:
             peft_config=lora_config(options.lora, "CAUSAL_LM"),
         )
         unseen = not options.beta and options.max_kl is not None  # without a KL in the loss TRL knows of none
-        if unseen and shards():
-            raise UserError(
-                "without `beta`, the KL is measured by each process with the whole policy, and the launch shares its "
-                "weights out",
-                where="rl.max_kl",
-                hint="set `beta` above 0, or `max_kl: null`, which watches no KL",
-            )
         live = None
         if unseen or watched is not None:
             live = Live(trainer.model, policy, tokenizer, self.context, options.temperature, self.micro)

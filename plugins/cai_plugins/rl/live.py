@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from cai_core.types.backend import GenerateRequest
 from cai_core.types.context import StageContext
 from cai_plugins._torch.loading import load_causal
+from cai_plugins._torch.ranks import shards
 from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins.rl.checks import end_tokens
+from cai_plugins.rl.gathered import check_whole, copied, refresh
 from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
 
 # Our choices, those of the options that ``ppo`` has for them.
@@ -25,7 +27,8 @@ ROWS, BUDGET = 64, 16384
 
 class Live:
     """See ``validation.Policy``. ``model`` is a causal model or one with adapters, whose weights may change between
-    calls; the reference is ``policy``: the adapters switched off, or a copy that is loaded once it is asked for."""
+    calls; the reference is ``policy``: the adapters switched off, or a copy that is loaded once it is asked for. Under
+    FSDP it is given before it is shared out, and what is sampled and read with here is a whole copy of it."""
 
     def __init__(
         self,
@@ -38,7 +41,8 @@ class Live:
         rows: int = ROWS,
         budget: int = BUDGET,
     ) -> None:
-        self.trained = model
+        self._given = model
+        self.trained = model = copied(model, policy, context.device) if shards() == "FSDP" else model
         self.model = model.get_base_model() if isinstance(model, PeftModel) else model
         self.policy, self.tokenizer, self.context = policy, tokenizer, context
         self.temperature, self.micro = temperature, micro
@@ -51,8 +55,16 @@ class Live:
 
     def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
         """See ``Rollouts``."""
+        self.refresh()
         with self._precision():
             return self.rollouts.sample(requests, prompts)
+
+    def refresh(self) -> None:
+        """Under FSDP, ``trained`` gets the weights as they are now; all processes call it at the same time. Raises
+        ``UserError`` where the launch shares weights out in another way."""
+        check_whole(self._given)
+        if self.trained is not self._given:
+            refresh(self.trained, self._given)
 
     def ended(self, answer: Sequence[int]) -> bool:
         """Whether the policy ended the answer as it should; another special token cuts it off."""
@@ -77,6 +89,7 @@ class Live:
     @torch.no_grad()
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
         """log pi - log ref of each answer, in nats: its mean over samples of the policy is the KL."""
+        self.refresh()
         found = [0.0] * len(samples)
         training = self.model.training
         self.model.eval()
@@ -97,7 +110,7 @@ class Live:
                 yield self.model
         else:
             if self._frozen is None:
-                frozen = load_causal(self.policy, self.context.device, all_weights=True)
+                frozen = load_causal(self.policy, self.context.device, all_weights=True).to(self.context.device)
                 self._frozen = frozen.requires_grad_(False).eval()
             yield self._frozen
 

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cai_core.errors import CAIError, UserError
+from cai_core.errors import CAIError
 from cai_plugins._torch.loading import load_causal
 from cai_plugins._torch.lora import trained
 from cai_plugins._torch.ranks import is_sharded, rank
@@ -34,14 +34,7 @@ class Looks(TrainerCallback):
         validation.options = validation.options.model_copy(update={"every": every})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The policy as given; or what was seen before a restart. Raises ``UserError`` where a process holds a part of
-        the weights alone: it could not sample."""
-        if is_sharded(kwargs["model"]):
-            raise UserError(
-                "validation needs the whole policy in each process, and the launch shares its weights out",
-                where="rl.validation",
-                hint="leave `validation` and `heldout_reward` out, or launch without FSDP and DeepSpeed",
-            )
+        """The policy as given; or what was seen before a restart."""
         if state.global_step:
             text = (self.folder / f"checkpoint-{state.global_step}" / FILE).read_text(encoding="utf-8")
             self.validation.rows = json.loads(text)

@@ -13,7 +13,9 @@ the policy with its adapters switched off.
 
 Every random number comes from the stage's seed and what it is for (prompt, step, sample), none from a running
 generator, so a checkpoint between two batches of samples is all that a restart needs. Several processes share the
-samples of a batch, and what they find is put together before anything is made of it; plain data parallel. No ``vllm``.
+samples of a batch, and what they find is put together before anything is made of it: plain data parallel, or FSDP2,
+where a whole copy of the policy in each process samples and reads, and weights, gradients and optimizer are shared out.
+No ``vllm``.
 """
 
 from __future__ import annotations
@@ -48,7 +50,17 @@ from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import keep_last, last_whole
 from cai_plugins._torch.loading import load_causal, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
-from cai_plugins._torch.ranks import connect, gather, rank, sum_up, sum_up_gradients, world
+from cai_plugins._torch.ranks import (
+    check_sharded,
+    connect,
+    full,
+    gather,
+    rank,
+    shards,
+    sum_up,
+    sum_up_gradients,
+    world,
+)
 from cai_plugins._torch.seeding import derived, seed32
 from cai_plugins._torch.training_state import load_training, save_training
 from cai_plugins.rl.advantages import (
@@ -65,6 +77,7 @@ from cai_plugins.rl.advantages import (
 )
 from cai_plugins.rl.astray import last_good, stopped, trouble
 from cai_plugins.rl.checks import check_answers, check_signal, diverged, shared_rewards
+from cai_plugins.rl.gathered import share_out
 from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
@@ -192,6 +205,7 @@ class PPO:
         best = validation.best if validation is not None else None
         if best and best != state.step:
             learner.load(checkpoint(folder, best))
+        learner.refresh()
         given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
         save_merged(learner.trained if given is None else given, tokenizer, out)
         notes += write_snapshots(options, state.step, folder, policy, self.context.device, tokenizer, out)
@@ -261,7 +275,7 @@ class PPO:
                         part[rows, -width:].to(self.context.device)
                         for part in (seen.mask, seen.logp, seen.values, returns, advantages)
                     )
-                    logp, values, _ = learner.forward([samples[i] for i in rows])
+                    logp, values, _ = learner.forward([samples[i] for i in rows], learning=True)
                     change = logp - old
                     of_policy = policy_loss(change, gain, mask, options.clip).sum() / tokens
                     of_value = value_loss(values, before, wanted, mask, options.value_clip).sum() / tokens
@@ -358,13 +372,16 @@ class _Learner(Live):
     def __init__(self, options: PPOOptions, context: StageContext, policy: Path, tokenizer: Any, micro: int) -> None:
         connect(context.device)
         cpu = context.device == "cpu"
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
-        if (kind := self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED"):
+        # FSDP would round the weights themselves, and gradients on their way; ``_precision`` is the same for all.
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu or shards() else "bf16")
+        kind = self.accelerator.distributed_type.value
+        if kind == "DEEPSPEED" or (kind == "FSDP" and not self.accelerator.is_fsdp2):
+            asked = "FSDP's first version" if kind == "FSDP" else kind
             raise UserError(
-                f"ppo keeps the whole policy in each process, and the launch asks for {kind}",
+                f"ppo knows how to put a policy together under FSDP's version 2 alone, and the launch asks for {asked}",
                 where="launch.config",
-                hint="write `launch: {rl: {config: null}}`; adapters, `micro_batch` and `gradient_checkpointing` save "
-                "memory",
+                hint="set `fsdp_version: 2`, or write `launch: {rl: {config: null}}`; adapters, `micro_batch` and "
+                "`gradient_checkpointing` save memory",
             )
         model = load_causal(policy, context.device, all_weights=options.lora is None)
         trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
@@ -378,9 +395,15 @@ class _Learner(Live):
         self.critic = (
             _Head(model) if options.critic == "head" else _Separate(options, policy, tokenizer, context.device)
         )
-        self.critic.to(context.device)
+        # What a pass with gradients calls.
+        self.root = share_out(self.accelerator, trained) if kind == "FSDP" else self.model
+        check_sharded(self.accelerator, self.root)
+        if kind == "FSDP" and options.critic == "separate":
+            self.critic = share_out(self.accelerator, self.critic)
+        else:
+            self.critic.to(context.device)
         self.parts = {
-            "policy": {n: p for n, p in self.trained.named_parameters() if p.requires_grad},
+            "policy": {n: p for n, p in trained.named_parameters() if p.requires_grad},
             "critic": {n: p for n, p in self.critic.named_parameters() if p.requires_grad},
         }
         critic_rate = options.learning_rate if options.critic_learning_rate is None else options.critic_learning_rate
@@ -403,23 +426,30 @@ class _Learner(Live):
     # reading -----------------------------------------------------------------------------------------------------
 
     def forward(
-        self, samples: Sequence[Tokens], *, reference: bool = False, entropy: bool = False
+        self,
+        samples: Sequence[Tokens],
+        *,
+        reference: bool = False,
+        learning: bool = False,
+        critic: bool = True,
+        entropy: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """For each token of the answers, at the right end of [rows, columns]: its log-probability at the sampling's
-        temperature, the value before it (zeros for the reference), and the entropy where asked for. What stands before
-        a shorter answer means nothing."""
+        temperature, the value before it (zeros for the reference and without ``critic``), and the entropy where asked
+        for. What stands before a shorter answer means nothing. ``learning``: by the weights that learn, under FSDP as
+        often in each process; else by the copy there, which is fresh since the last ``sample``."""
         inputs, width = forward_inputs(samples, self.pad, self.rollouts.takes, self.model.device)
         ids = inputs["input_ids"]
-        head = isinstance(self.critic, _Head) and not reference
+        head = isinstance(self.critic, _Head) and critic and not reference
         with self._as(reference) as model, self._precision():
             keep = only_answers(width, self.rollouts.takes)
-            output = model(**inputs, **keep, output_hidden_states=head)
+            output = (self.root if learning else model)(**inputs, **keep, output_hidden_states=head)
         logits = answer_logits(output.logits, width, self.options.temperature)
         shares = logits.log_softmax(-1)
         logp = shares.gather(-1, ids[:, -width:, None])[..., 0]
         if head:
             values = self.critic(output.hidden_states[-1][:, -width - 1 : -1])
-        elif reference:
+        elif reference or not critic:
             values = torch.zeros_like(logp)
         else:
             with self._precision():
@@ -427,16 +457,16 @@ class _Learner(Live):
         return logp, values, torch.special.entr(shares.exp()).sum(-1) if entropy else None
 
     @torch.no_grad()
-    def measure(self, samples: Sequence[Tokens]) -> _Seen:
+    def measure(self, samples: Sequence[Tokens], critic: bool = True) -> _Seen:
         """The policy as it is on what it sampled, in micro-batches of similar length. Each process reads a part of it
-        and gets all that was found."""
+        and gets all that was found. ``critic``: the values too, under FSDP for as many samples in each process."""
         width = max(len(answer) for _, answer in samples)
         columns = torch.arange(width)
         mask = torch.stack([columns >= width - len(answer) for _, answer in samples])
         logp, ref, values, entropy = (torch.zeros(mask.shape) for _ in range(4))
         batches = list(by_length(range(len(samples)), tokens_of(samples), self.micro, rank(), world()))
         for rows in batches:
-            read = self.forward([samples[i] for i in rows], entropy=True)
+            read = self.forward([samples[i] for i in rows], critic=critic, entropy=True)
             for whole, part in zip((logp, values, entropy), read, strict=True):
                 assert part is not None
                 whole[rows, -part.shape[1] :] = part.cpu()
@@ -449,7 +479,7 @@ class _Learner(Live):
 
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
         """See ``validation.Policy``."""
-        return [float(value) for value in self.measure(samples).kl.sum(1)]
+        return [float(value) for value in self.measure(samples, critic=False).kl.sum(1)]
 
     # learning ----------------------------------------------------------------------------------------------------
 
@@ -468,7 +498,9 @@ class _Learner(Live):
         limit = self.options.max_grad_norm
         sum_up_gradients([value for part in self.parts.values() for value in part.values()])
         norms = [
-            float(torch.nn.utils.clip_grad_norm_(list(part.values()), limit)) for part in self.parts.values() if part
+            float(full(torch.nn.utils.clip_grad_norm_(list(part.values()), limit)))
+            for part in self.parts.values()
+            if part
         ]
         if all(math.isfinite(norm) for norm in norms):
             self.optimizer.step()
@@ -479,13 +511,13 @@ class _Learner(Live):
     # checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, state: _State, spared: Sequence[int]) -> None:
-        """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far. All
-        of it is the same in every process, and the first one writes. Of those before the last and ``spared`` stay."""
-        if rank():
-            return
+        """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far. The
+        first process writes, the same whether or not weights are shared out. Of those before the last and ``spared``
+        stay."""
         kept = {name: getattr(state, name) for name in ("step", "beta", "curve", "seconds", "looks")}
         save_training(folder, self.parts, self.optimizer, self.scheduler, kept)
-        keep_last(folder.parent, KEEP, spared)
+        if not rank():
+            keep_last(folder.parent, KEEP, spared)
 
     def load(self, folder: Path | None) -> _State | None:
         """Go on where ``save`` was; None without a checkpoint."""
@@ -535,6 +567,7 @@ class _Separate(nn.Module):
             nn.init.zeros_(classifier.score.weight)
         self.whole = get_peft_model(classifier, lora_config(options.lora, "SEQ_CLS")) if options.lora else classifier
         self._plain = [classifier]  # in a list: it is a part of ``whole`` already
+        self._no_split_modules = classifier._no_split_modules  # read where it is shared out
 
     def forward(self, inputs: dict[str, Any]) -> Tensor:
         """What a model takes to [rows, columns]."""
