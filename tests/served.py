@@ -17,6 +17,9 @@ from cai_core.pipeline.tables import CHAINS, EXAMPLES
 from cai_core.store.tables import read_table
 
 CONCURRENCY = 8
+# Calls whose answer is not recorded: those at the server, and the eighth that takes a place there as soon as an answer
+# is back, while that is being recorded.
+UNDER_WAY = CONCURRENCY + CONCURRENCY // 8
 RECIPE = """\
 schema: 1
 name: served

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from served import CONCURRENCY, kill, newest, recorded, result, run, start, write
+from served import UNDER_WAY, kill, newest, recorded, result, run, start, write
 from servers import FaultServer, fingerprint
 
 PROMPTS = 12
@@ -66,7 +66,7 @@ def test_a_partial_run_is_completed_without_touching_what_is_good(tmp_path: Path
         assert len(server.calls) == first, "without the option the old result stands"
         run(folder, "--retry-failed")
         assert [call for call in server.calls[first:] if call in committed] == []
-        assert len(server.calls) - len(set(server.calls)) <= CONCURRENCY
+        assert len(server.calls) - len(set(server.calls)) <= UNDER_WAY
         assert len(set(server.calls)) == 5 * PROMPTS - len(good)
         assert not good & set(server.calls)
 

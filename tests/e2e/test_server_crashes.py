@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from served import CONCURRENCY, kill, recorded, result, start, write
+from served import UNDER_WAY, kill, recorded, result, start, write
 from servers import FaultServer
 
 
@@ -54,5 +54,5 @@ def test_killed_again_and_again(tmp_path: Path, kills: int, prompts: int) -> Non
     assert done_kills == kills
     repeated = sum(count - 1 for count in Counter(server.calls).values())
     assert len(set(server.calls)) == calls
-    assert repeated <= kills * CONCURRENCY
+    assert repeated <= kills * UNDER_WAY
     assert result(folder) == result(whole)

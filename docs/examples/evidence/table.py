@@ -1,6 +1,6 @@
 """Prints what docs/explanation/evidence.md shows of a run: ``python table.py runs/evidence-*/report.json``.
 
-The samples are the first ones by the hash of the prompt, so that nobody chose them.
+The samples are the first ones of each kind by the hash of the prompt, so that nobody chose them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-SAMPLES = 6
+SAMPLES = {"helpful": 4, "red_team": 2}
 PAIRED = {
     "preference_model.harmful": "preference model, harmful",
     "preference_model.harmless": "preference model, harmless",
@@ -37,8 +37,9 @@ def main(path: Path) -> None:
         print(f"| {label} | " + " | ".join(told) + " |")
     print("| KL, nats per answer | " + " | ".join(_kl(results, policy) for policy in policies) + " |\n")
     samples = sorted(results["samples"], key=lambda row: sha256(row["prompt"][-1]["content"].encode()).digest())
-    for row in samples[:SAMPLES]:
-        print(f"**{row['kind']}: {_quoted(row['prompt'][-1]['content'])}**\n")
+    chosen = [row for kind, n in SAMPLES.items() for row in [row for row in samples if row["kind"] == kind][:n]]
+    for row in chosen:
+        print(f"**{_quoted(row['prompt'][-1]['content'])}** ({row['kind']})\n")
         for model in (start, *policies):
             print(f"- `{model}`: {_quoted(row['answers'].get(model) or '(none)')}")
         print()

@@ -228,7 +228,7 @@ class OpenAIBackend:
             task.add_done_callback(self._tasks.discard)
 
         source, running = iter(requests), 0
-        # A few wait at the gate, so that a place that becomes free is taken at once.
+        # A few wait at the gate, so that a place that becomes free is taken at once, before its answer is recorded.
         most = self.options.concurrency + self.options.concurrency // 8
         while True:
             while running < most and (request := next(source, None)) is not None:
