@@ -29,7 +29,7 @@ class RLAlgorithm(Protocol):
     policy as given.
     Snapshots: an algorithm with the option ``snapshots`` (steps, rising) also writes the policy after each of them as a
     complete model folder, to ``out.parent / snapshot_folder(step)``, whichever policy is the result; where training
-    ended before such a step, its last one. They can be evaluated as ``rl@STEP``.
+    ended before such a step, its result. They can be evaluated as ``rl@STEP``.
     Errors: ``UserError`` when prompts, labels or options do not fit (none of them given, a label that is no
     probability), ``CAIError`` when a reward or a loss is not finite. Nothing is learnt from such a reward.
     Determinism: the same arguments, options and seed give the same weights on the same device and number of threads,

@@ -17,6 +17,7 @@ from cai_core.testing.rl import LetterE
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange, NoReward, Preference
+from cai_core.types.rl import snapshot_folder
 from cai_core.types.trainer import TrainResult
 from cai_plugins.rl.astray import trouble
 from cai_plugins.rl.plugin import DPOOptions, GRPOOptions, RLOOOptions, make_dpo, make_grpo, make_rloo
@@ -128,6 +129,15 @@ def test_the_best_look_is_the_result_where_there_is_one(kind: str, model: Path, 
     assert result.metrics["validation_best"] == 0
     assert result.metrics["stopped"] < 8
     assert same(tmp_path / "out", model)
+    if kind == "dpo":  # its length is that of the pairs
+        return
+    last = int(result.metrics["stopped"])
+    ends = tmp_path / "trouble in the last step"
+    kept = {**looks, "steps": last, "snapshots": (last - 1, last)}
+    result = train(kind, ends, model, heldout=Given(), max_kl=1e-3, **kept)
+    assert f"training ended after step {last - 1}: its result stands for snapshot {last}" in result.notes
+    assert same(ends / snapshot_folder(last), model)
+    assert not same(ends / snapshot_folder(last - 1), model)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo", "dpo"])

@@ -25,6 +25,7 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Sampling
 from cai_core.types.prompts import Prompt
 from cai_core.types.reward import Exchange, NoReward, Preference
+from cai_core.types.rl import snapshot_folder
 from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.seeding import derived
 from cai_plugins.rl.live import Live
@@ -186,6 +187,24 @@ def test_patience_ends_training(kind: str, model: Path, tmp_path: Path) -> None:
     assert (found["best"], found["stopped"]) == (1, 3)
     assert result.metrics["steps"] == 3
     assert "training stopped at step 3" in found["why"]
+
+
+@pytest.mark.parametrize("kind", usually("grpo", "dpo"))
+@pytest.mark.parametrize(
+    "lora", [None, pytest.param({"rank": 2}, marks=pytest.mark.slow)], ids=["all weights", "adapters"]
+)
+def test_a_snapshot_of_the_step_at_which_patience_ends_training(
+    kind: str, lora: Any, model: Path, tmp_path: Path
+) -> None:
+    """It is the policy of that step, as in a training that goes on, and not the earlier one that is the result."""
+    looks = {**EVERY, "every": 1, "patience": 2}
+    ended = train(kind, tmp_path / "a", model, heldout=turning(2), validation=looks, lora=lora, snapshots=(2, 3))
+    assert ended.metrics["steps"] == 3
+    assert not any("snapshot" in note for note in ended.notes)
+    train(kind, tmp_path / "b", model, validation=looks, lora=lora, snapshots=(2, 3))
+    for step in (2, 3):
+        assert same(tmp_path / "a" / snapshot_folder(step), tmp_path / "b" / snapshot_folder(step)), step
+    assert not same(tmp_path / "a" / snapshot_folder(3), tmp_path / "a" / "out")
 
 
 def test_a_best_policy_that_the_disk_has_lost(model: Path, tmp_path: Path) -> None:

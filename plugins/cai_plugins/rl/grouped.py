@@ -173,10 +173,10 @@ class Grouped:
         trainer.add_callback(snapshots)
         log = run(trainer, self.context, folder, "optimizer steps", snapshots)
         good = guard.good(folder, validation)
+        trained, ended = last_trained(trainer, options.snapshots, folder, guard, good)
         again = partial(load_causal, policy, "cpu", all_weights=options.lora is None)
         save_merged(chosen(trainer, validation, folder, again, good), tokenizer, out)
-        trained = last_trained(trainer.state, good)
-        notes += write_snapshots(options, trained, folder, policy, self.context.device, tokenizer, out)
+        notes += write_snapshots(options, trained, folder, policy, self.context.device, tokenizer, out, ended)
 
         steps = curve(filled(log), NAMES)
         batches = [entry for entry in log if "reward" in entry]

@@ -17,6 +17,7 @@ from cai_plugins._torch.loading import load_causal, train_dtype
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.options import LoraOptions
 from cai_plugins._torch.ranks import rank
+from cai_plugins.rl.astray import Guard
 from cai_plugins.rl.looking import in_parts
 from cai_plugins.rl.plugin import RLOptions
 from cai_plugins.rl.validation import Validation, checkpoint
@@ -65,20 +66,39 @@ class Snapshots(TrainerCallback):
             control.should_save = True
 
 
-def last_trained(state: Any, good: int | None) -> int:
-    """The last step with a policy that may be kept, in a training by transformers' ``Trainer``: ``good``, where it has
-    gone astray; where it ended before its time, that before its last, of which it keeps no checkpoint."""
-    if good is not None:
-        return good
-    return int(state.global_step) - (state.global_step < state.max_steps)
+def last_trained(
+    trainer: Any, steps: Sequence[int], folder: Path, guard: Guard, good: int | None
+) -> tuple[int, Path | None]:
+    """The last step of a training by transformers' ``Trainer`` whose policy may be kept. Where it has gone astray:
+    ``good``, or, where a look has chosen, the step before trouble showed.
+
+    Where patience has ended it at one of ``steps`` there is no checkpoint, since a restart would train on from it: the
+    policy is written to the folder that is returned, in the same form. So call it before the result is made, which
+    may take its place, and in every process.
+    """
+    if guard.found:
+        return (guard.step - 1 if good is None else good), None
+    step = int(trainer.state.global_step)
+    if step == trainer.state.max_steps or step not in steps:
+        return step, None
+    ended = folder / f"ended-{step}"
+    trainer.save_model(str(ended))
+    return step, ended
 
 
 def write_snapshots(
-    options: RLOptions, trained: int, folder: Path, policy: Path, device: str, tokenizer: Any, out: Path
+    options: RLOptions,
+    trained: int,
+    folder: Path,
+    policy: Path,
+    device: str,
+    tokenizer: Any,
+    out: Path,
+    ended: Path | None = None,
 ) -> list[str]:
     """Write the policies of ``options.snapshots`` beside ``out``, which is there already, from the checkpoints in
-    ``folder`` of a training of ``policy``. It ended after step ``trained``; for what it did not reach stands its
-    result, and the notes that are returned say so.
+    ``folder`` of a training of ``policy``. It ended after step ``trained``, of which ``ended`` is, where given; for
+    what it did not reach stands its result, and the notes that are returned say so.
 
     Of several processes the first writes. Raises ``CAIError`` where a checkpoint is gone or in parts.
     """
@@ -89,7 +109,8 @@ def write_snapshots(
             shutil.copytree(out, target)
             notes.append(f"training ended after step {trained}: its result stands for snapshot {step}")
         else:
-            save_merged(_policy(checkpoint(folder, step), policy, options.lora, device), tokenizer, target)
+            saved = ended if ended is not None and step == trained else checkpoint(folder, step)
+            save_merged(_policy(saved, policy, options.lora, device), tokenizer, target)
     return notes
 
 
