@@ -690,7 +690,7 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
             _finding(
                 "warning",
                 "No difference between the models can be concluded",
-                f"None of {len(comparisons)} paired comparisons with the base model is significant after Holm's "
+                f"None of {len(comparisons)} paired comparisons with the first model is significant after Holm's "
                 "correction at 5 %. The differences in the table are what chance alone could give at these n.",
             )
         )
@@ -701,7 +701,7 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 "Most differences between the models cannot be concluded"
                 if 2 * len(certain) < len(comparisons)
                 else "Some differences between the models cannot be concluded",
-                f"{len(comparisons) - len(certain)} of {len(comparisons)} paired comparisons with the base model are "
+                f"{len(comparisons) - len(certain)} of {len(comparisons)} paired comparisons with the first model are "
                 f"not significant after Holm's correction at 5 %. Chance alone could give what the table shows for: "
                 f"{', '.join(open_questions)}.",
             )
