@@ -75,7 +75,8 @@ class Registry:
         try:
             return model.model_validate(dict(mapping))
         except ValidationError as error:
-            problems = [_problem(item, offer, model, where) for item in error.errors(include_url=False)]
+            items = error.errors(include_url=False)
+            problems = [_problem(item, offer, model, where) for item in items if not _follows(item, items)]
         except Exception as error:
             raise PluginError(
                 f"the options of {offer.kind} {offer.id} cannot be checked: {type(error).__name__}: {error}",
@@ -150,6 +151,12 @@ def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         hint = f"{near_name(kind, KINDS)} Kinds: {', '.join(KINDS)}.".strip()
         raise UserError(f"unknown kind '{kind}'", hint=hint)
+
+
+def _follows(item: Any, items: Sequence[Any]) -> bool:
+    """Whether a list is found too short only because what is wrong in it was not counted."""
+    at = item["loc"]
+    return item["type"] == "too_short" and any(other["loc"][: len(at)] == at != other["loc"] for other in items)
 
 
 def _problem(item: Any, offer: Offer, model: type[BaseModel], where: Where) -> UserError:

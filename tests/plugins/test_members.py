@@ -126,10 +126,11 @@ def test_what_is_wrong_with_a_member_is_told_with_its_place(tmp_path: Path) -> N
         ("[{labeler: taste}, {labeler: tast}]", "unknown labeler 'tast'", "label.labeler.members.1"),
         ("[{labeler: taste}, {labeler: human, path: no.jsonl}]", "no such file: no.jsonl", "members.1.path"),
         ("[{labeler: taste}, {word: x}]", "needs the option 'labeler'", "members.1.labeler"),
+        ("[{labeler: taste}]", "at least 2 items", "label.labeler.members"),
     ):
         with pytest.raises(UserErrors) as caught:
             graph_of(tmp_path, members)
-        problem = caught.value.problems[0]
+        (problem,) = caught.value.problems
         assert message in problem.message
         assert where in problem.where
 
