@@ -17,8 +17,9 @@ PROMPTS = 12
 
 
 def unlucky(number: int, body: dict[str, Any]) -> str:
-    """A fifth of the calls, whenever they are made: a status that is not worth another try."""
-    return "422" if int(fingerprint(body), 16) % 5 == 0 else ""
+    """A fifth of the calls, whenever they are made: a status that is not worth another try. Not of the short calls that
+    ask whether the server refuses everybody."""
+    return "422" if int(fingerprint(body), 16) % 5 == 0 and body.get("max_tokens") != 1 else ""
 
 
 def rows(folder: Path) -> list[tuple[Any, ...]]:
