@@ -94,6 +94,12 @@ def snapshot_name(of: str, step: int) -> str:
     return f"{of}@{step}" if step else of
 
 
+def at_step(name: str) -> tuple[str, int]:
+    """The way back from ``snapshot_name``: of ``rl@20`` ``rl`` and 20, of any other name itself and 0."""
+    of, _, step = name.partition("@")
+    return (of, int(step)) if step.isdecimal() else (name, 0)
+
+
 def identity_digest(identity: Mapping[str, Any]) -> str:
     """The digest that names an artifact."""
     return digest(identity)
@@ -326,31 +332,25 @@ class _Builder:
         # Evaluators with items of their own need no prompts; where there are some, the answers are in the report.
         if (recipe.prompts is not None or "answers" in reads) and not self._needs("evaluate", first, "prompts"):
             return
-        snapshots = {
+        # In the order of training: a stage's snapshots before its result.
+        made = {
             snapshot_name(name, step): ModelUse(stage=stage, snapshot=step)
             for name, stage in trained.items()
-            for step in self._snapshots(stage)
+            for step in (*self._snapshots(stage), 0)
         }
-        # In the order of training: a stage's snapshots before its result.
-        wanted = section.models or (
-            "base",
-            *(one for name in trained for one in (*(s for s in snapshots if s.startswith(f"{name}@")), name)),
-        )
+        wanted = section.models or ("base", *made)
         models: dict[str, ModelUse] = {}
         answers = {}
         for name in wanted:
-            if name in trained:
-                models[name] = ModelUse(stage=trained[name])
-            elif name in snapshots:
-                models[name] = snapshots[name]
-            elif name.partition("@")[0] in trained and name.partition("@")[2].isdecimal():
-                of, _, step = name.partition("@")
+            if name in made:
+                models[name] = made[name]
+            elif (of := at_step(name)[0]) in trained:
                 models[name] = ModelUse(stage=trained[of])
                 self._problem(
                     ("evaluate", "models"),
-                    f"{name}: {of} keeps no policy of step {step}",
-                    f"it keeps {', '.join(s for s in snapshots if s.startswith(f'{of}@')) or 'none'}; give its "
-                    f"algorithm the option `snapshots: [{step}]`",
+                    f"{name}: {of} keeps no policy of step {at_step(name)[1]}",
+                    f"it keeps {', '.join(s for s in made if s.startswith(f'{of}@')) or 'none'}; give its "
+                    f"algorithm the option `snapshots: [{at_step(name)[1]}]`",
                 )
             elif name in ("base", *recipe.models):
                 models[name] = self._models(recipe, name)[name] if name != "base" else self._base(recipe)

@@ -19,7 +19,7 @@ from cai_core import __version__
 from cai_core.calibration import reliability
 from cai_core.errors import CAIError
 from cai_core.pipeline.compare import compare_all, student
-from cai_core.pipeline.graph import snapshot_name
+from cai_core.pipeline.graph import at_step, snapshot_name
 from cai_core.pipeline.headline import HARMLESS, HELPFUL, OVER_REFUSAL, headline, metrics_for
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
@@ -128,7 +128,7 @@ def _merge(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def model_label(name: str) -> str:
-    stage, step = _at_step(name)
+    stage, step = at_step(name)
     if step:
         return f"{model_label(stage)}, step {step}"
     kind, _, tags = name.rstrip("]").partition("[")
@@ -137,12 +137,6 @@ def model_label(name: str) -> str:
         return name
     told = [f"iteration {tag}" if tag.isdecimal() else tag for tag in tags.split(",") if tag]
     return " ".join([words[kind], ", ".join(told)]).rstrip()
-
-
-def _at_step(name: str) -> tuple[str, int]:
-    """A model's stage and step: of ``rl@20`` ``rl`` and 20, of any other name itself and 0."""
-    stage, _, step = name.partition("@")
-    return (stage, int(step)) if step.isdecimal() else (name, 0)
 
 
 def _models(
@@ -154,11 +148,11 @@ def _models(
     known |= {artifacts[name].digest: name for name in names if name in artifacts}
     found = []
     for name in names:
-        stage, step = _at_step(name)
+        stage, step = at_step(name)
         made = artifacts.get(stage) or artifacts.get(f"answers[{stage}]")
         used = made.identity["models"] if made else {}
         parent = known.get(used.get("sft_base" if made and made.kind == "sft" else "policy", ""))
-        if made and (kept := [other for of, other in map(_at_step, names) if of == stage and other]):
+        if made and (kept := [other for of, other in map(at_step, names) if of == stage and other]):
             last = step - 1 if step else _result_step(made)
             before = [other for other in kept if other <= last]
             parent = snapshot_name(stage, max(before)) if before else parent
@@ -364,20 +358,22 @@ def _truncation(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         if artifact.kind not in _GENERATED:
             continue
         ends: dict[str, Counter[int | None]] = defaultdict(Counter)
+        model = _answerer(name) if artifact.kind == "answers" else None
         for sort, text, cut_at in _GENERATED[artifact.kind](artifact.path):
             if text is not None:
                 ends[sort][cut_at] += 1
         for sort, counts in ends.items():
             unknown = counts.pop(None, 0)
             n, cut = counts.total(), counts.total() - counts[0]
-            entry = {"stage": name, "model": _answerer(name), "texts": sort, "n": n, "cut": cut, "unknown": unknown}
+            entry = {"stage": name, "model": model, "texts": sort, "n": n, "cut": cut, "unknown": unknown}
             tokens = max(at for at in counts if at) if cut else None
             found.append({**entry, "share": cut / n if n else None, "tokens": tokens})
     return found
 
 
-def _answerer(stage: str) -> str | None:
-    return stage.removeprefix("answers[").removesuffix("]") if stage.startswith("answers[") else None
+def _answerer(stage: str) -> str:
+    """The model whose answers a stage ``answers[MODEL]`` holds."""
+    return stage.removeprefix("answers[").removesuffix("]")
 
 
 def _answer_ends(path: Path) -> Iterator[tuple[str, str | None, int | None]]:
@@ -616,10 +612,7 @@ def _measured_curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 
 def _samples(artifacts: Mapping[str, Artifact]) -> Rows:
-    tables = {
-        name.removeprefix("answers[").removesuffix("]"): artifact.path / "answers.parquet"
-        for name, artifact in _of_kind(artifacts, "answers")
-    }
+    tables = {_answerer(name): artifact.path / "answers.parquet" for name, artifact in _of_kind(artifacts, "answers")}
     return Rows(partial(_answered, tables))
 
 
