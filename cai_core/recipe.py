@@ -364,7 +364,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _problem(holder: RecipeFile, item: Any) -> UserError:
     path = tuple(item["loc"])
-    message, hint = str(item["msg"]), ""
+    message, hint = str(item["msg"]).removeprefix("Value error, "), ""
     if item["type"] == "extra_forbidden":
         known = _fields(path[:-1])
         message = f"unknown key {path[-1]!r}"

@@ -161,7 +161,7 @@ def _follows(item: Any, items: Sequence[Any]) -> bool:
 
 def _problem(item: Any, offer: Offer, model: type[BaseModel], where: Where) -> UserError:
     path: tuple[str | int, ...] = tuple(item["loc"])
-    message = str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ")  # pydantic's word for what a validator says
     hint = ""
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])

@@ -465,6 +465,12 @@ def test_a_step_that_nobody_keeps_is_told(tmp_path: Path, model: str, words: str
     assert words in " ".join(str(error.value).split())
 
 
+def test_steps_out_of_order_are_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserErrors) as error:
+        graph_of(tmp_path, FULL.replace("rl: grpo", "rl: {name: ppo, snapshots: [20, 10]}"))
+    assert "rl.snapshots: give steps from 1 on, in rising order, each once" in str(error.value)
+
+
 def test_branches_and_iteration_together(tmp_path: Path) -> None:
     text = FULL.replace("rl: grpo", "rl: grpo\nbranches: {a: {rl: grpo}, b: {rl: best_of_n}}\niterate: 2")
     stages = {stage.id: stage for stage in graph_of(tmp_path, text).stages}
