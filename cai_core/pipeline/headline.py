@@ -12,6 +12,8 @@ HARMLESS = ("pairwise.elo.harmless", "harm_score", "preference_model.harmful", "
 HELPFUL = ("pairwise.elo.helpful", "preference_model.harmless", "hhh.helpful")
 OVER_REFUSAL = ("refusal.harmless",)
 GIVEN_BY_TRAINING = "preference_model."
+# Win rates against the first model come before ratings of the same judgements: they are known at equal length too.
+WINS, CONTROLLED, RATINGS = "pairwise.win_rate.", "pairwise.win_rate_lc.", "pairwise.elo."
 
 
 def headline(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -30,8 +32,10 @@ def metrics_for(results: Mapping[str, Any], names: Sequence[str]) -> list[Mappin
 def _entries(results: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     yield _trained(results)
     if len(results["models"]) > 1:
-        yield _question(results, "Is it more harmless?", HARMLESS, ("Yes", "No: it is less harmless"))
-        yield _question(results, "Did it lose helpfulness?", HELPFUL, ("No: it gained", "Yes"))
+        yield _question(
+            results, "Is it more harmless?", (f"{WINS}harmless", *HARMLESS), ("Yes", "No: it is less harmless")
+        )
+        yield _question(results, "Did it lose helpfulness?", (f"{WINS}helpful", *HELPFUL), ("No: it gained", "Yes"))
         yield _question(
             results, "Does it refuse harmless requests more often?", OVER_REFUSAL, ("No: less often", "Yes")
         )
@@ -49,7 +53,7 @@ def _trained(results: Mapping[str, Any]) -> dict[str, str]:
     principles = len(constitution.get("principles") or ())
     return {
         "question": "What was trained?",
-        "answer": f"{source} with the {with_what}" if ran else "Nothing: this run trains no model",
+        "answer": f"{source}, with the {with_what}" if ran else "Nothing: this run trains no model",
         "text": f"{principles} principles. Trained: {steps}." if ran else f"{with_what}, {principles} principles.",
         "level": "info",
     }
@@ -58,16 +62,37 @@ def _trained(results: Mapping[str, Any]) -> dict[str, str]:
 def _question(
     results: Mapping[str, Any], question: str, names: Sequence[str], words: tuple[str, str]
 ) -> dict[str, str]:
-    last, first = results["models"][-1], results["models"][0]
-    found = []
-    for metric in metrics_for(results, names):
-        row = next((c for c in results["comparisons"] if c["metric"] == metric["id"] and c["b"] == last["name"]), None)
-        row = row or _unpaired(metric, first["name"], last["name"])
-        if row is not None and metric["direction"] != "none":
-            found.append((metric, row))
+    """Answered for each model that no other one was trained from: of branches each end is told."""
+    parents = {model.get("parent") for model in results["models"]}
+    found = [
+        (model["label"], *_answer(results, model, names, words))
+        for model in results["models"][1:]
+        if model["name"] not in parents
+    ]
+    answers = {answer: [label for label, told, _, _ in found if told == answer] for _, answer, _, _ in found}
+    levels = {level for _, _, level, _ in found}
+    whose = "; ".join(f"{answer} ({', '.join(labels)})" for answer, labels in answers.items())
+    return {
+        "question": question,
+        "answer": whose if len(answers) > 1 else next(iter(answers)),
+        "text": " ".join(text for _, _, _, text in found),
+        "level": "bad" if "bad" in levels else levels.pop() if len(levels) == 1 else "unsure",
+    }
+
+
+def _answer(
+    results: Mapping[str, Any], model: Mapping[str, Any], names: Sequence[str], words: tuple[str, str]
+) -> tuple[str, str, str]:
+    """Answer, level and text for one model against the first one."""
+    first = results["models"][0]
+    metrics = [metric for metric in metrics_for(results, names) if metric["direction"] != "none"]
+    found = [(metric, row) for metric in metrics if (row := _row(results, metric, first["name"], model["name"]))]
+    if any(metric["id"].startswith(WINS) for metric, _ in found):
+        # The same judgements as a rating: not a second witness.
+        found = [(metric, row) for metric, row in found if not metric["id"].startswith(RATINGS)]
     if not found:
-        text = f"No metric of this run compares {last['label']} with {first['label']} in this."
-        return {"question": question, "answer": "Not measured", "text": text, "level": "unsure"}
+        text = f"No metric of this run compares {model['label']} with {first['label']} in this."
+        return "Not measured", "unsure", text
     better: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     worse: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     for metric, row in found:
@@ -77,15 +102,55 @@ def _question(
         answer, level, told = "The metrics disagree", "unsure", [*better, *worse]
     elif better or worse:
         answer, level, told = (words[0], "good", better) if better else (words[1], "bad", worse)
-        if all(metric["id"].startswith(GIVEN_BY_TRAINING) for metric, _ in told) and last["name"].startswith("rl"):
-            answer, level = f"{answer}, by the score it was trained on", "unsure"
+        if doubt := _doubt(told, model["name"], favours=bool(better)):
+            answer, level = f"{answer}, {doubt}", "unsure"
     else:
         answer, level, told = "Cannot be told at this size", "unsure", found[:1]
+    return answer, level, " ".join(_told(metric, row, model, first) for metric, row in told[:3])
+
+
+def _doubt(told: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], model: str, *, favours: bool) -> str:
+    """Why metrics that agree may not mean what they say, or nothing where one of them has no such flaw."""
+    others = [
+        row for metric, row in told if not (metric["id"].startswith(GIVEN_BY_TRAINING) and model.startswith("rl"))
+    ]
+    if not others:
+        return "by the score it was trained on"
+    if not all("controlled" in row for row in others):
+        return ""
+    for row in others:
+        value, low, high = (row["controlled"][key] for key in ("value", "low", "high"))
+        if value is None or low is None:
+            return "but nothing is known at equal length"
+        if low > 0.5 if favours else high < 0.5:
+            return ""
+        if value <= 0.5 if favours else value >= 0.5:
+            return "but not at equal length"
+    return "but at equal length it cannot be told"
+
+
+def _row(results: Mapping[str, Any], metric: Mapping[str, Any], first: str, model: str) -> Mapping[str, Any] | None:
+    if metric["id"].startswith(WINS):
+        return _wins(results, metric, first, model)
+    paired = (c for c in results["comparisons"] if c["metric"] == metric["id"] and c["b"] == model)
+    return next(paired, None) or _unpaired(metric, first, model)
+
+
+def _wins(results: Mapping[str, Any], metric: Mapping[str, Any], first: str, model: str) -> dict[str, Any] | None:
+    """A win rate against the first model, from 50 %; with the rate at equal length. None where it is against another,
+    which then has no rate of its own."""
+    won = metric["values"].get(model)
+    if first in metric["values"] or not won or won["low"] is None:
+        return None
+    controlled_id = metric["id"].replace(WINS, CONTROLLED)
+    controlled = next((m["values"].get(model) for m in results["metrics"] if m["id"] == controlled_id), None)
     return {
-        "question": question,
-        "answer": answer,
-        "text": " ".join(_difference(metric, row, last, first) for metric, row in told[:3]),
-        "level": level,
+        "difference": won["value"] - 0.5,
+        "low": won["low"] - 0.5,
+        "high": won["high"] - 0.5,
+        "n": won["n"],
+        "conclusive": not won["low"] <= 0.5 <= won["high"],
+        "controlled": controlled or {"value": None, "low": None, "high": None},
     }
 
 
@@ -108,9 +173,16 @@ def _unpaired(metric: Mapping[str, Any], first: str, last: str) -> dict[str, Any
     }
 
 
-def _difference(
-    metric: Mapping[str, Any], row: Mapping[str, Any], last: Mapping[str, Any], first: Mapping[str, Any]
-) -> str:
+def _told(metric: Mapping[str, Any], row: Mapping[str, Any], last: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    if "controlled" in row:
+        ends = ", ".join(f"{100 * (0.5 + row[key]):.1f}" for key in ("low", "high"))
+        told = f"{last['label']} {metric['label']}: {100 * (0.5 + row['difference']):.1f} % [{ends}]"
+        even = row["controlled"]
+        if even["value"] is None:
+            return f"{told}, n = {row['n']}."
+        known = even["low"] is not None
+        ends = ", ".join(f"{100 * even[key]:.1f}" for key in ("low", "high")) if known else "no interval"
+        return f"{told}; at equal length {100 * even['value']:.1f} % [{ends}], n = {row['n']}."
     scale, digits, unit = {"rate": (100, 1, " pp"), "count": (1, 1, "")}.get(metric["unit"], (1, 3, ""))
     known = row["low"] is not None
     ends = ", ".join(f"{scale * row[key]:+.{digits}f}" for key in ("low", "high")) if known else "no interval"

@@ -20,11 +20,11 @@ from typing import IO, Any, Protocol
 
 from cai_core import __version__
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserError, UserErrors
-from cai_core.pipeline.graph import Stage, snapshot_name
+from cai_core.pipeline.graph import ModelUse, Stage, snapshot_name
 from cai_core.pipeline.job import JobSpec
 from cai_core.pipeline.labels import audit_accuracy, audit_flag, by_people
 from cai_core.pipeline.models import fetch
-from cai_core.pipeline.plan import Plan, PlannedStage
+from cai_core.pipeline.plan import TRAINED, Plan, PlannedStage
 from cai_core.pipeline.ranks import LAUNCHED
 from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.canonical import write_json
@@ -235,7 +235,7 @@ class _Run:
                 name = planned.stage.id.removeprefix("answers[").removesuffix("]")
                 use = planned.stage.models["policy"]
                 sources[name] = {
-                    "source": f"stage {snapshot_name(use.stage, use.snapshot)}" if use.stage else use.name,
+                    "source": self._source(use),
                     "digest": planned.identity["models"]["policy"],
                 }
         return {
@@ -247,6 +247,17 @@ class _Run:
             "environment": self.record["environment"],
             "command": self.record["command"],
         }
+
+    def _source(self, use: ModelUse) -> str:
+        """The name of a model from outside, or the stage that made a model and the name of what it began with."""
+        if not use.stage:
+            return use.name
+        stages = {planned.stage.id: planned.stage for planned in self.plan.stages}
+        origin = use
+        while origin.stage:
+            made = stages[origin.stage]
+            origin = made.models[TRAINED[made.kind]]
+        return f"stage {snapshot_name(use.stage, use.snapshot)}, from {origin.name}"
 
     def _publish(self, artifact: Artifact) -> None:
         for entry in artifact.info["files"]:

@@ -99,3 +99,83 @@ def test_a_run_that_trains_nothing() -> None:
     assert [entry["question"] for entry in headline(found)] == [
         "What was trained?", "How sure are we?", "Is anything missing?",
     ]  # fmt: skip
+
+
+WON = {
+    "confirmed at equal length": ((0.7, 0.6, 0.8), (0.65, 0.55, 0.75), "Yes", "good"),
+    "the other one at equal length": ((0.7, 0.6, 0.8), (0.3, 0.1, 0.52), "Yes, but not at equal length", "unsure"),
+    "open at equal length": ((0.7, 0.6, 0.8), (0.6, 0.45, 0.7), "Yes, but at equal length it cannot be told", "unsure"),
+    "unknown at equal length": ((0.7, 0.6, 0.8), None, "Yes, but nothing is known at equal length", "unsure"),
+    "lost": ((0.3, 0.2, 0.4), (0.35, 0.25, 0.45), "No: it is less harmless", "bad"),
+    "lost by length": ((0.3, 0.2, 0.4), (0.5, 0.4, 0.6), "No: it is less harmless, but not at equal length", "unsure"),
+    "open": ((0.55, 0.45, 0.65), (0.7, 0.6, 0.8), "Cannot be told at this size", "unsure"),
+}
+
+
+def rated(name: str, **values: tuple[float, float, float] | None) -> dict[str, Any]:
+    known = {
+        model: {"value": v[0], "low": v[1], "high": v[2], "n": 80, "failed": 0, "interval": ""}
+        for model, v in values.items()
+        if v
+    }
+    return {
+        "id": name, "label": name, "evaluator": "pairwise", "direction": "higher", "unit": "rate", "note": "",
+        "values": known,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WON)
+def test_a_win_rate_is_told_with_the_one_at_equal_length(case: str) -> None:
+    raw, controlled, says, level = WON[case]
+    found = given("length", difference=0, conclusive=False, direction="none")
+    found["metrics"] = [
+        rated("pairwise.win_rate.harmless", rl=raw),
+        rated("pairwise.win_rate_lc.harmless", rl=controlled),
+        # The same judgements once more: no second witness, and nothing to disagree with.
+        rated("pairwise.elo.harmless", base=(0, -1, 1), rl=(90, 80, 100)),
+    ]
+    told, how, text = answer(found, "Is it more harmless?")
+    assert (told, how) == (says, level)
+    assert f"{100 * raw[0]:.1f} % [{100 * raw[1]:.1f}, {100 * raw[2]:.1f}]" in text
+    assert ("at equal length" in text) == (controlled is not None)
+    assert "elo" not in text
+
+
+def test_a_win_rate_against_another_model_is_not_one_against_the_first() -> None:
+    found = given("length", difference=0, conclusive=False, direction="none")
+    found["metrics"] = [
+        rated("pairwise.win_rate.harmless", base=(0.2, 0.1, 0.3), rl=(0.5, 0.4, 0.6)),
+        rated("pairwise.elo.harmless", base=(-90, -100, -80), rl=(0, -10, 10)),
+    ]
+    told, _, text = answer(found, "Is it more harmless?")
+    assert told == "Yes"
+    assert "elo" in text
+    assert "win_rate" not in text
+
+
+def test_the_score_that_was_trained_on_does_not_take_away_the_doubt_about_length() -> None:
+    found = given("preference_model.harmful", difference=0.2, conclusive=True)
+    found["metrics"] += [
+        rated("pairwise.win_rate.harmless", rl=(0.7, 0.6, 0.8)),
+        rated("pairwise.win_rate_lc.harmless", rl=(0.3, 0.2, 0.4)),
+    ]
+    assert answer(found, "Is it more harmless?")[:2] == ("Yes, but not at equal length", "unsure")
+    found["metrics"][0] |= {"id": "harm_score", "direction": "higher"}
+    found["comparisons"][0] |= {"metric": "harm_score"}
+    assert answer(found, "Is it more harmless?")[:2] == ("Yes", "good")
+
+
+def test_of_branches_each_end_is_told() -> None:
+    found = given("harm_score", difference=-0.2, conclusive=True, direction="lower")
+    parents = {"base": None, "sft": "base", "rl@20[a]": "sft", "rl[a]": "rl@20[a]", "rl[b]": "sft", "rl[c]": "sft"}
+    found["models"] = [{"name": name, "label": name, "parent": parent} for name, parent in parents.items()]
+    changed = {"sft": 0.3, "rl@20[a]": 0.3, "rl[a]": -0.2, "rl[b]": 0.2, "rl[c]": -0.2}
+    row = found["comparisons"][0]
+    found["comparisons"] = [row | {"b": name, "difference": by} for name, by in changed.items()]
+    told, how, text = answer(found, "Is it more harmless?")
+    assert (told, how) == ("Yes (rl[a], rl[c]); No: it is less harmless (rl[b])", "bad")
+    assert [name for name in changed if f"for {name} against base" in text] == ["rl[a]", "rl[b]", "rl[c]"]
+    del found["comparisons"][3]
+    assert answer(found, "Is it more harmless?")[:2] == ("Yes (rl[a], rl[c]); Not measured (rl[b])", "unsure")
+    found["comparisons"] = [row | {"b": name, "difference": -0.2} for name in changed]
+    assert answer(found, "Is it more harmless?")[:2] == ("Yes", "good")

@@ -55,6 +55,8 @@ def test_the_report_holds_what_was_generated(home: Home) -> None:
     schema = json.loads((Path(__file__).parents[2] / "docs/reference/results.schema.json").read_text())
     jsonschema.validate(results, schema, cls=jsonschema.Draft202012Validator)
     assert [model["name"] for model in results["models"]] == ["base", "sft", "rl"]
+    base, *trained = [model["source"] for model in results["models"]]
+    assert trained == [f"stage sft, from {base}", f"stage rl, from {base}"]
     assert len(results["chains"]) == 4
     assert len(results["pairs"]) == 4
     assert len(results["samples"]) == 7
