@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import ModelInput
 from cai_plugins._torch import memory
-from cai_plugins._torch.decoding import draw, nucleus, waiting_times
+from cai_plugins._torch.decoding import _Buffer, draw, nucleus, waiting_times
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
 from draws import plain_draw
@@ -137,6 +139,28 @@ def test_rows_make_room_at_once(folder: Path) -> None:
     )
     list(backend.generate(requests))
     assert sum(n for n in forwards) < 4 * 40, "fixed batches of four would make two full ones of 40 and 3 steps"
+
+
+def test_keys_and_values_go_when_the_texts_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector: in a sampling of hours it came too late, and gigabytes were waiting for it."""
+    backend = opened(folder)
+    made: list[weakref.ref[Any]] = []
+
+    class Watched(_Buffer):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("cai_plugins._torch.decoding._Buffer", Watched)
+    gc.collect()
+    gc.disable()
+    try:
+        Chains(OPENINGS, 3).run(backend)
+        alive = sum(one() is not None for one in made)
+    finally:
+        gc.enable()
+    assert len(made) > 3
+    assert alive == 0
 
 
 def test_two_runs_at_a_time_do_not_meet(folder: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -116,7 +117,9 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, owner: _Buffer) -> None:
         super().__init__()
-        self.owner = owner
+        # Owner and layer in a circle would hold gigabytes until the garbage collector comes round, which counts objects
+        # and not bytes.
+        self.owner = proxy(owner)
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
