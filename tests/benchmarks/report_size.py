@@ -122,7 +122,7 @@ def shown(path: Path) -> None:
 
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for attempt in range(3):
+        for attempt in range(5):
             page = chromium.new_page()
             start = time.perf_counter()
             page.goto(path.as_uri(), wait_until="commit")

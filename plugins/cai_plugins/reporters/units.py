@@ -127,24 +127,23 @@ class Units:
         found.blocks.clear()
 
     def index(self) -> Markup:
-        """What is listed, in base64."""
+        """What is listed, in base64: one array per column, which a browser reads many times as fast as one per unit."""
         units = self.known.values()
         tags = {tag: number for number, tag in enumerate(sorted({tag for unit in units for tag in unit.tags}))}
         kinds = {kind: number for number, kind in enumerate(dict.fromkeys(unit.kind for unit in units))}
         named = [name for name in self.orders if any(name in unit.orders for unit in units)]
-        head = _json(
-            {
-                "each": EACH,
-                "kinds": list(kinds),
-                "tags": list(tags),
-                "orders": [[name, self.orders[name]] for name in named],
-            }
-        )
-        entries = (
-            _json([unit.id, kinds[unit.kind], [tags[tag] for tag in unit.tags], unit.title, _sorted(unit, named)])
-            for unit in units
-        )
-        return _compressed(_joined(head[:-1] + ',"units":[', entries, "]}"))
+        columns = {
+            "each": EACH,
+            "kinds": list(kinds),
+            "tags": list(tags),
+            "orders": [[name, self.orders[name]] for name in named],
+            "id": [unit.id for unit in units],
+            "kind": [kinds[unit.kind] for unit in units],
+            "tagged": [",".join(str(tags[tag]) for tag in unit.tags) for unit in units],
+            "title": [unit.title for unit in units],
+            "by": [[_order(unit, name) for unit in units] for name in named],
+        }
+        return _compressed([_json(columns)])
 
     def shards(self) -> Iterator[Markup]:
         """The blocks of ``EACH`` units after the other, in base64."""
@@ -160,8 +159,8 @@ class Units:
         return f'{{"blocks":[{",".join(lines)}]}}'
 
 
-def _sorted(unit: Unit, names: Sequence[str]) -> list[float | None]:
-    return [round(unit.orders[name], 4) if name in unit.orders else None for name in names]
+def _order(unit: Unit, name: str) -> float | None:
+    return round(unit.orders[name], 4) if name in unit.orders else None
 
 
 def _json(found: Any) -> str:
