@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from cai_core.types.backend import Scores
 from cai_core.types.records import UnitFailure
 
+REASONINGS = 128
+"""How many reasonings are made before they are read out and recorded, so that a crash loses no more. Our choice: twice
+the widest batch of the ``transformers`` backend, and some minutes of a small model on a CPU."""
+
 
 def inside_brackets(text: str) -> str:
     """An answer for a place between ``[[[`` and ``]]]``. One that closed the brackets could write options, a verdict or

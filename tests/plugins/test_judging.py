@@ -32,6 +32,7 @@ from cai_core.testing import TestContext
 from cai_core.testing.judges import ScriptedJudge, always_first
 from cai_core.testing.tiny import tiny_model
 from cai_core.testing.verdicts import VERDICTS
+from cai_core.text.judging import REASONINGS
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.evaluator import EvalInput
 from cai_core.types.labeler import Comparison, Label, Labeler
@@ -185,6 +186,19 @@ def test_samples_are_drawn_from_seeds_of_their_own_that_do_not_know_the_names() 
     judge.seeds.clear()
     one(make_cot(CotOptions(samples=3), context(judge)), "two", "one")
     assert sorted(judge.seeds) == there
+
+
+@pytest.mark.parametrize(("samples", "principles"), [(1, 1), (3, 2), (64, 3)])
+def test_labels_of_reasonings_come_before_all_are_made(samples: int, principles: int) -> None:
+    """What a crash in an hour of reasonings can lose is one group of them."""
+    judge = Judge(lambda a, b: 0.6)
+    each = 2 * samples * principles
+    count = 2 * REASONINGS // each + 2
+    asked = [Comparison(f"x{n}", PROMPT, "one", "two", PRINCIPLES[:principles], n) for n in range(count)]
+    at = [len(judge.seeds) for _ in make_cot(CotOptions(samples=samples), context(judge)).label(asked)]
+    assert len(at) == count
+    assert all(made - number * each <= max(REASONINGS, each) for number, made in enumerate(at))
+    assert at[-1] == count * each
 
 
 def test_an_ensemble_averages_and_says_how_much_its_members_disagree() -> None:

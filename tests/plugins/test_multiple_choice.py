@@ -19,6 +19,7 @@ from scipy import stats
 from cai_core.errors import UserError
 from cai_core.intervals import wilson
 from cai_core.testing.tiny import tiny_model
+from cai_core.text.judging import REASONINGS
 from cai_core.types.backend import Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.evaluator import EvalInput, EvalRow
 from cai_core.types.prompts import Prompt
@@ -196,6 +197,17 @@ def test_probabilities_after_several_reasonings_are_averaged_and_clamped(tmp_pat
     found, metrics, _ = evaluate(sure, data=data, cot=True, clamp=(0.4, 0.6))
     assert found["t"].values["p_correct"] == 0.6
     assert metrics["multiple_choice"].value == 1.0
+
+
+def test_rows_of_reasonings_come_before_all_are_made(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", *(lettered(f"Tea {n}?", "yes", "no", correct=0, id=f"t{n}") for n in range(100)))
+    backend = Scripted(lambda text, letter: 0.5)
+    context: Any = SimpleNamespace(backend=lambda role: backend, seed=3)
+    evaluator = make_multiple_choice(MultipleChoiceOptions(data=data, cot=True, samples=2), context)
+    at = [len(backend.asked) for _ in evaluator.run(evaluator.units(EvalInput(("m",), ())))]
+    assert len(at) == 100
+    assert all(made - 4 * number <= REASONINGS for number, made in enumerate(at))
+    assert at[-1] == 400
 
 
 @pytest.mark.parametrize("format", ["raw", "chat"])

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from cai_core.errors import UserError
-from cai_core.text.judging import over_options, unscored
+from cai_core.text.judging import REASONINGS, over_options, unscored
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.context import StageContext
 from cai_core.types.evaluator import EvalInput, EvalRow, EvalUnit, Metric
@@ -84,7 +84,13 @@ class MultipleChoice:
     def run(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
         """``p``: probability of each option of the file, in its order (after both orders were averaged); ``p_correct``
         of all correct ones together; ``right``, ``right_first`` (in the file's order alone): 1, 0 or a part where the
-        best are equal; ``flipped``; ``mass``: probability on the letters before it was made to sum to 1."""
+        best are equal; ``flipped``; ``mass``: probability on the letters before it was made to sum to 1.
+        With reasoning, rows come in groups of about ``REASONINGS``."""
+        size = max(1, REASONINGS // (2 * self.options.samples)) if self.options.cot else len(units)
+        for start in range(0, len(units), size):
+            yield from self._group(units[start : start + size])
+
+    def _group(self, units: Sequence[EvalUnit]) -> Iterator[EvalRow]:
         backend = self.context.backend(units[0].model)
         by_id = {str(number): unit for number, unit in enumerate(units)}
         wanted = {name: self._keys(unit.payload) for name, unit in by_id.items()}

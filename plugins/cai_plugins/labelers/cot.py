@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cai_core.errors import UserError
-from cai_core.text.judging import unscored
+from cai_core.text.judging import REASONINGS, unscored
 from cai_core.text.transcripts import render_transcript
 from cai_core.types.backend import GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.context import StageContext
@@ -64,7 +64,13 @@ class CotLabeler:
         self.checked = False
 
     def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
-        """See ``Labeler``."""
+        """See ``Labeler``. Labels come in groups of about ``REASONINGS`` reasonings."""
+        principles = max((len(comparison.principles) for comparison in comparisons), default=1)
+        size = max(1, REASONINGS // (2 * self.options.samples * max(1, principles)))
+        for start in range(0, len(comparisons), size):
+            yield from self._group(comparisons[start : start + size])
+
+    def _group(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
         judge = self.context.backend("judge")
         keys = [
             (index, order, sample)
