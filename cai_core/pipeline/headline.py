@@ -69,21 +69,22 @@ def _question(
         for model in results["models"][1:]
         if model["name"] not in parents
     ]
-    answers = {answer: [label for label, told, _, _ in found if told == answer] for _, answer, _, _ in found}
-    levels = {level for _, _, level, _ in found}
-    whose = "; ".join(f"{answer} ({', '.join(labels)})" for answer, labels in answers.items())
+    answers = {answer: [label for label, told, *_ in found if told == answer] for _, answer, *_ in found}
+    levels = {level for _, _, level, *_ in found}
+    whose = ";\n".join(f"{', '.join(labels)}: {answer}" for answer, labels in answers.items())
+    missed = dict.fromkeys(missed for *_, missed in found if missed)
     return {
         "question": question,
         "answer": whose if len(answers) > 1 else next(iter(answers)),
-        "text": " ".join(text for _, _, _, text in found),
+        "text": "\n".join([*(text for _, _, _, text, _ in found), *missed]),
         "level": "bad" if "bad" in levels else levels.pop() if len(levels) == 1 else "unsure",
     }
 
 
 def _answer(
     results: Mapping[str, Any], model: Mapping[str, Any], names: Sequence[str], words: tuple[str, str]
-) -> tuple[str, str, str]:
-    """Answer, level and text for one model against the first one."""
+) -> tuple[str, str, str, str]:
+    """For one model against the first one: answer, level, evidence, and which difference would have been missed."""
     first = results["models"][0]
     metrics = [metric for metric in metrics_for(results, names) if metric["direction"] != "none"]
     found = [(metric, row) for metric in metrics if (row := _row(results, metric, first["name"], model["name"]))]
@@ -92,7 +93,7 @@ def _answer(
         found = [(metric, row) for metric, row in found if not metric["id"].startswith(RATINGS)]
     if not found:
         text = f"No metric of this run compares {model['label']} with {first['label']} in this."
-        return "Not measured", "unsure", text
+        return "Not measured", "unsure", text, ""
     better: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     worse: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
     for metric, row in found:
@@ -106,7 +107,8 @@ def _answer(
             answer, level = f"{answer}, {doubt}", "unsure"
     else:
         answer, level, told = "Cannot be told at this size", "unsure", found[:1]
-    return answer, level, " ".join(_told(metric, row, model, first) for metric, row in told[:3])
+    evidence = " ".join(_told(metric, row, model, first) for metric, row in told[:3])
+    return answer, level, evidence, " ".join(filter(None, (_missed(metric, row) for metric, row in told[:3])))
 
 
 def _doubt(told: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], model: str, *, favours: bool) -> str:
@@ -183,16 +185,27 @@ def _told(metric: Mapping[str, Any], row: Mapping[str, Any], last: Mapping[str, 
         known = even["low"] is not None
         ends = ", ".join(f"{100 * even[key]:.1f}" for key in ("low", "high")) if known else "no interval"
         return f"{told}; at equal length {100 * even['value']:.1f} % [{ends}], n = {row['n']}."
-    scale, digits, unit = {"rate": (100, 1, " pp"), "count": (1, 1, "")}.get(metric["unit"], (1, 3, ""))
+    scale, digits, unit = _scale(metric)
     known = row["low"] is not None
     ends = ", ".join(f"{scale * row[key]:+.{digits}f}" for key in ("low", "high")) if known else "no interval"
-    difference, least = f"{scale * row['difference']:+.{digits}f}", row["minimum_detectable"]
+    difference = f"{scale * row['difference']:+.{digits}f}{unit} [{ends}]"
     better = f" ({metric['direction']} is better)"
-    told = f"{metric['label']}{better}: {difference}{unit} [{ends}] for {last['label']} against {first['label']}"
+    return f"{metric['label']}{better}: {difference} for {last['label']} against {first['label']}, n = {row['n']}."
+
+
+def _missed(metric: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What an inconclusive comparison would not have shown; nothing where that is not known."""
+    least = row.get("minimum_detectable")
     if least is None or row["conclusive"]:
-        return f"{told}, n = {row['n']}."
-    missed = f"A true difference under {scale * least:.{digits}f}{unit} would often be missed."
-    return f"{told}, n = {row['n']}. {missed}"
+        return ""
+    scale, digits, unit = _scale(metric)
+    return f"A true difference under {scale * least:.{digits}f}{unit} would often be missed."
+
+
+def _scale(metric: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Factor, decimals and unit of a difference of this metric."""
+    scales = {"rate": (100, 1, " pp"), "count": (1, 1, "")}
+    return scales.get(metric["unit"], (1, 3, ""))
 
 
 def _sure(results: Mapping[str, Any]) -> dict[str, str]:

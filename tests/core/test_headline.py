@@ -173,9 +173,14 @@ def test_of_branches_each_end_is_told() -> None:
     row = found["comparisons"][0]
     found["comparisons"] = [row | {"b": name, "difference": by} for name, by in changed.items()]
     told, how, text = answer(found, "Is it more harmless?")
-    assert (told, how) == ("Yes (rl[a], rl[c]); No: it is less harmless (rl[b])", "bad")
+    assert (told, how) == ("rl[a], rl[c]: Yes;\nrl[b]: No: it is less harmless", "bad")
     assert [name for name in changed if f"for {name} against base" in text] == ["rl[a]", "rl[b]", "rl[c]"]
     del found["comparisons"][3]
-    assert answer(found, "Is it more harmless?")[:2] == ("Yes (rl[a], rl[c]); Not measured (rl[b])", "unsure")
+    assert answer(found, "Is it more harmless?")[:2] == ("rl[a], rl[c]: Yes;\nrl[b]: Not measured", "unsure")
     found["comparisons"] = [row | {"b": name, "difference": -0.2} for name in changed]
     assert answer(found, "Is it more harmless?")[:2] == ("Yes", "good")
+    found["comparisons"] = [row | {"b": name, "conclusive": False} for name in changed]
+    told, _, text = answer(found, "Is it more harmless?")
+    assert told == "Cannot be told at this size"
+    assert text.count("would often be missed") == 1, "said once, and not of each branch"
+    assert [line.split(" against")[0][-5:] for line in text.splitlines()[:3]] == ["rl[a]", "rl[b]", "rl[c]"]
