@@ -315,4 +315,6 @@ def _chart(draw: Any, width: float, height: float, alt: str) -> Chart:
 def _plain(text: object) -> str:
     """A label that fits a chart; it may come from a third-party component."""
     line = " ".join(plain(str(text)).split())
-    return line if len(line) <= 48 else line[:47] + "…"
+    line = line if len(line) <= 48 else line[:47] + "…"
+    # Matplotlib leaves names that begin with an underscore out of legends.
+    return f"\N{ZERO WIDTH SPACE}{line}" if line.startswith("_") else line
