@@ -64,11 +64,9 @@ def _question(
 ) -> dict[str, str]:
     """Answered for each model that no other one was trained from: of branches each end is told."""
     parents = {model.get("parent") for model in results["models"]}
-    found = [
-        (model["label"], *_answer(results, model, names, words))
-        for model in results["models"][1:]
-        if model["name"] not in parents
-    ]
+    others = results["models"][1:]
+    ends = [model for model in others if model["name"] not in parents] or others  # none: the first is the end of all
+    found = [(model["label"], *_answer(results, model, names, words)) for model in ends]
     answers = {answer: [label for label, told, *_ in found if told == answer] for _, answer, *_ in found}
     levels = {level for _, _, level, *_ in found}
     whose = ";\n".join(f"{', '.join(labels)}: {answer}" for answer, labels in answers.items())

@@ -184,3 +184,9 @@ def test_of_branches_each_end_is_told() -> None:
     assert told == "Cannot be told at this size"
     assert text.count("would often be missed") == 1, "said once, and not of each branch"
     assert [line.split(" against")[0][-5:] for line in text.splitlines()[:3]] == ["rl[a]", "rl[b]", "rl[c]"]
+
+
+def test_a_base_model_may_stand_after_what_was_trained_from_it() -> None:
+    found = given("harm_score", difference=0.2, conclusive=True, direction="lower", models=("rl", "base"))
+    found["models"][0]["parent"] = "base"
+    assert answer(found, "Is it more harmless?")[:2] == ("No: it is less harmless", "bad")
