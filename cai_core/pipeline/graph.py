@@ -100,6 +100,11 @@ def at_step(name: str) -> tuple[str, int]:
     return (of, int(step)) if step.isdecimal() else (name, 0)
 
 
+def answerer(stage: str) -> str:
+    """The model whose answers a stage ``answers[MODEL]`` holds."""
+    return stage.removeprefix("answers[").removesuffix("]")
+
+
 def identity_digest(identity: Mapping[str, Any]) -> str:
     """The digest that names an artifact."""
     return digest(identity)

@@ -119,12 +119,13 @@ def _doubt(told: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], model: s
     if not all("controlled" in row for row in others):
         return ""
     for row in others:
-        value, low, high = (row["controlled"][key] for key in ("value", "low", "high"))
-        if value is None or low is None:
+        even = row["controlled"]
+        if even["low"] is None:
             return "but nothing is known at equal length"
-        if low > 0.5 if favours else high < 0.5:
+        value, surely = (even["value"], even["low"]) if favours else (1 - even["value"], 1 - even["high"])
+        if surely > 0.5:
             return ""
-        if value <= 0.5 if favours else value >= 0.5:
+        if value <= 0.5:
             return "but not at equal length"
     return "but at equal length it cannot be told"
 
@@ -175,15 +176,10 @@ def _unpaired(metric: Mapping[str, Any], first: str, last: str) -> dict[str, Any
 
 def _told(metric: Mapping[str, Any], row: Mapping[str, Any], last: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     if "controlled" in row:
-        ends = ", ".join(f"{100 * (0.5 + row[key]):.1f}" for key in ("low", "high"))
-        told = f"{last['label']} {metric['label']}: {100 * (0.5 + row['difference']):.1f} % [{ends}]"
-        even = row["controlled"]
-        if even["value"] is None:
-            return f"{told}, n = {row['n']}."
-        known = even["low"] is not None
-        ends = ", ".join(f"{100 * even[key]:.1f}" for key in ("low", "high")) if known else "no interval"
-        return f"{told}; at equal length {100 * even['value']:.1f} % [{ends}], n = {row['n']}."
-    scale, digits, unit = _scale(metric)
+        told, even = f"{last['label']} {metric['label']}: {_rate(metric['values'][last['name']])}", row["controlled"]
+        controlled = "" if even["value"] is None else f"; at equal length {_rate(even)}"
+        return f"{told}{controlled}, n = {row['n']}."
+    scale, digits, unit = difference_scale(metric["unit"])
     known = row["low"] is not None
     ends = ", ".join(f"{scale * row[key]:+.{digits}f}" for key in ("low", "high")) if known else "no interval"
     difference = f"{scale * row['difference']:+.{digits}f}{unit} [{ends}]"
@@ -191,19 +187,24 @@ def _told(metric: Mapping[str, Any], row: Mapping[str, Any], last: Mapping[str, 
     return f"{metric['label']}{better}: {difference} for {last['label']} against {first['label']}, n = {row['n']}."
 
 
+def _rate(found: Mapping[str, Any]) -> str:
+    ends = "no interval" if found["low"] is None else f"{100 * found['low']:.1f}, {100 * found['high']:.1f}"
+    return f"{100 * found['value']:.1f} % [{ends}]"
+
+
 def _missed(metric: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """What an inconclusive comparison would not have shown; nothing where that is not known."""
     least = row.get("minimum_detectable")
     if least is None or row["conclusive"]:
         return ""
-    scale, digits, unit = _scale(metric)
+    scale, digits, unit = difference_scale(metric["unit"])
     return f"A true difference under {scale * least:.{digits}f}{unit} would often be missed."
 
 
-def _scale(metric: Mapping[str, Any]) -> tuple[int, int, str]:
-    """Factor, decimals and unit of a difference of this metric."""
+def difference_scale(unit: str) -> tuple[int, int, str]:
+    """How a difference of a metric of this unit is written: factor, decimals and what stands after it."""
     scales = {"rate": (100, 1, " pp"), "count": (1, 1, "")}
-    return scales.get(metric["unit"], (1, 3, ""))
+    return scales.get(unit, (1, 3, ""))
 
 
 def _sure(results: Mapping[str, Any]) -> dict[str, str]:

@@ -19,8 +19,15 @@ from cai_core import __version__
 from cai_core.calibration import reliability
 from cai_core.errors import CAIError
 from cai_core.pipeline.compare import compare_all, student
-from cai_core.pipeline.graph import at_step, snapshot_name
-from cai_core.pipeline.headline import HARMLESS, HELPFUL, OVER_REFUSAL, headline, metrics_for
+from cai_core.pipeline.graph import answerer, at_step, snapshot_name
+from cai_core.pipeline.headline import (
+    HARMLESS,
+    HELPFUL,
+    OVER_REFUSAL,
+    difference_scale,
+    headline,
+    metrics_for,
+)
 from cai_core.pipeline.job import Job
 from cai_core.pipeline.labels import CHANCE, audit_flag, audit_verdict, by_people, label_statistics, label_warnings
 from cai_core.pipeline.tables import ANSWERS, CHAINS, EVAL_ROWS, LABELS, PAIRS, PROMPTS
@@ -358,7 +365,7 @@ def _truncation(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         if artifact.kind not in _GENERATED:
             continue
         ends: dict[str, Counter[int | None]] = defaultdict(Counter)
-        model = _answerer(name) if artifact.kind == "answers" else None
+        model = answerer(name) if artifact.kind == "answers" else None
         for sort, text, cut_at in _GENERATED[artifact.kind](artifact.path):
             if text is not None:
                 ends[sort][cut_at] += 1
@@ -369,11 +376,6 @@ def _truncation(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
             tokens = max(at for at in counts if at) if cut else None
             found.append({**entry, "share": cut / n if n else None, "tokens": tokens})
     return found
-
-
-def _answerer(stage: str) -> str:
-    """The model whose answers a stage ``answers[MODEL]`` holds."""
-    return stage.removeprefix("answers[").removesuffix("]")
 
 
 def _answer_ends(path: Path) -> Iterator[tuple[str, str | None, int | None]]:
@@ -612,7 +614,7 @@ def _measured_curves(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 
 def _samples(artifacts: Mapping[str, Artifact]) -> Rows:
-    tables = {_answerer(name): artifact.path / "answers.parquet" for name, artifact in _of_kind(artifacts, "answers")}
+    tables = {answerer(name): artifact.path / "answers.parquet" for name, artifact in _of_kind(artifacts, "answers")}
     return Rows(partial(_answered, tables))
 
 
@@ -702,7 +704,8 @@ def _findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
     names = {model["name"]: model["label"] for model in results["models"]}
     for row in certain:
         unit = next((m["unit"] for m in results["metrics"] if m["id"] == row["metric"]), "score")
-        scale, digits, word = {"rate": (100, 1, " percentage points"), "count": (1, 1, "")}.get(unit, (1, 3, ""))
+        scale, digits, _ = difference_scale(unit)
+        word = " percentage points" if unit == "rate" else ""
         difference = f"{scale * row['difference']:+.{digits}f}"
         span = "No interval: all items differ by the same"
         if row["low"] is not None:

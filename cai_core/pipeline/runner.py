@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol
 
 from cai_core import __version__
 from cai_core.errors import CAIError, Cancelled, EnvironmentProblem, UserError, UserErrors
-from cai_core.pipeline.graph import ModelUse, Stage, snapshot_name
+from cai_core.pipeline.graph import ModelUse, Stage, answerer, snapshot_name
 from cai_core.pipeline.job import JobSpec
 from cai_core.pipeline.labels import audit_accuracy, audit_flag, by_people
 from cai_core.pipeline.models import fetch
@@ -232,7 +232,7 @@ class _Run:
         sources = {}
         for planned in self.plan.stages:
             if planned.stage.kind == "answers":
-                name = planned.stage.id.removeprefix("answers[").removesuffix("]")
+                name = answerer(planned.stage.id)
                 use = planned.stage.models["policy"]
                 sources[name] = {
                     "source": self._source(use),
