@@ -312,13 +312,15 @@ class _Builder:
         models = self._reward_models(recipe, uses)
         return Stage("", "reward", {"label": latest["label"]}, models, uses, _part(recipe, heldout=True))
 
-    def _pairs_from(self, path: Path) -> Stage | None:
+    def _pairs_from(self, path: Path) -> Stage:
         resolved = (self.file.folder / path).resolve()
-        if not resolved.is_file():
-            where = self.file.where(("pairs", "path"))
-            self.problems.append(UserError(f"no such file: {path}", where=where, hint=f"looked for {resolved}"))
-            return None
-        settings = {"sha256": file_sha256(resolved), "limit": self.limit}
+        settings: dict[str, Any] = {"limit": self.limit}
+        if not resolved.is_file():  # the stage is there all the same, so that none after it complains of its lack
+            self._problem(("pairs", "path"), f"no such file: {path}", f"looked for {resolved}")
+        elif _blank(resolved):
+            self._problem(("pairs", "path"), f"the file has no pair: {path}", "give it one JSON object per line")
+        else:
+            settings["sha256"] = file_sha256(resolved)
         return Stage("", "pairs", {}, {}, (), settings, {"file": str(resolved)})
 
     def _evaluation(
@@ -530,6 +532,11 @@ class _Builder:
 
     def _problem(self, path: tuple[str | int, ...], message: str, hint: str) -> None:
         self.problems.append(UserError(message, where=self.file.where(path), hint=hint))
+
+
+def _blank(path: Path) -> bool:
+    with path.open("rb") as lines:
+        return not any(line.strip() for line in lines)
 
 
 def _default(kind: str, recipe: Recipe, role: str) -> tuple[ComponentRef, tuple[str | int, ...]]:

@@ -263,6 +263,26 @@ def test_pairs_from_a_file_count_by_content_wherever_it_lies(tmp_path: Path) -> 
     assert {stage for stage in found[0] if found[0][stage] != found[2][stage]} == {"pairs", "label", "rl", "report"}
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file: pairs.jsonl"),
+        ("", "the file has no pair: pairs.jsonl"),
+        ("\n \n", "the file has no pair: pairs.jsonl"),
+    ],
+)
+def test_a_pairs_file_that_is_not_there_or_empty_is_one_mistake_before_anything_runs(
+    tmp_path: Path, content: str | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / "pairs.jsonl").write_text(content)
+    with pytest.raises(UserErrors) as caught:
+        graph_of(tmp_path, "name: t\nmodels: {base: org/model}\npairs: {path: pairs.jsonl}\nlabel: logprob\nrl: dpo\n")
+    assert [(p.message, p.where) for p in caught.value.problems] == [
+        (says, f"{tmp_path / 'recipe.yaml'}:3: pairs.path")
+    ]
+
+
 def test_files_deep_in_options_are_the_recipes_and_count_by_content(tmp_path: Path) -> None:
     members = "[{reward_model: rules}, {reward_model: preference, helpful: help.jsonl}]"
     text = FULL.replace("reward: preference", f"reward:\n  name: ensemble\n  members: {members}")
@@ -490,10 +510,18 @@ def test_branches_and_iteration_together(tmp_path: Path) -> None:
         (FULL + "options: {rl_algorithm: {grpo: {stepz: 2}}}\n", 15, "steps"),
         (FULL + "iterate: 0\n", 15, "greater than or equal"),
         (FULL + "heldout_reward: {share: 1}\n", 15, "less than 1"),
-        (FULL.replace("evaluate: [refusal, preference_model]", "evaluate: {sampling: {temperature: 0}, best_of: 2}"),
-         14, "samples are the same"),
-        (FULL.replace("reward: preference\n", "").replace("evaluate: [refusal, preference_model]",
-         "evaluate: {evaluators: [refusal], best_of: 2}").replace("grpo", "dpo"), 13, "has no `reward`"),
+        (
+            FULL.replace("evaluate: [refusal, preference_model]", "evaluate: {sampling: {temperature: 0}, best_of: 2}"),
+            14,
+            "samples are the same",
+        ),
+        (
+            FULL.replace("reward: preference\n", "")
+            .replace("evaluate: [refusal, preference_model]", "evaluate: {evaluators: [refusal], best_of: 2}")
+            .replace("grpo", "dpo"),
+            13,
+            "has no `reward`",
+        ),
         (FULL + "heldout_reward: {reward: rules}\n", 15, "unknown key 'reward'"),
         (FULL + "heldout_reward: preferense\n", 15, "Did you mean"),
         (FULL.replace("rl: grpo", "heldout_reward: {}"), 13, "no RL to watch"),
