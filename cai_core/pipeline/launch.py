@@ -103,6 +103,15 @@ def _config(file: RecipeFile, name: Any, path: Sequence[str], problems: list[Use
                 "it is told of no such file",
             )
         )
+    if isinstance(fixed, Mapping) and fixed.get("zero_stage") == 3 and fixed.get("zero3_save_16bit_model") is not True:
+        # What is trained would be lost at the end, since accelerate then refuses to put it together.
+        problems.append(
+            UserError(
+                "DeepSpeed's stage 3 is to keep a model in parts that are never put together",
+                where=str(resolved),
+                hint="write `zero3_save_16bit_model: true` under `deepspeed_config`",
+            )
+        )
     for key in ("gradient_accumulation_steps", "gradient_clipping"):
         if isinstance(fixed, Mapping) and fixed.get(key, "auto") != "auto":
             problems.append(

@@ -4,7 +4,8 @@ Accuracy with Wilson's 95 % interval (a label of 0.5 counts one half; comparison
 counted under "failed"), answers that change with the order, probability on the two letters, expected calibration error
 and Brier score against the items' labels, the longer answer's share, and pairs per second of the stage with the model's
 loading. The principle is the items' own. Every label is kept in the store, so the script goes on where it was stopped;
-a row whose labels were there already has no speed.
+a row of which labels were there already has no speed. The ensemble's labels are made by the ensemble labeler of what
+its members, two of the rows, have recorded: they are not asked again.
 
     python tests/benchmarks/labelers.py ITEMS.jsonl [--model NAME_OR_FOLDER] [--limit N] [--only NAME ...]
 """
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from cai_core.cli.progress import RunDisplay
@@ -23,10 +27,14 @@ from cai_core.pipeline.labels import label_statistics
 from cai_core.pipeline.runner import run_plan
 from cai_core.pipeline.tables import LABELS
 from cai_core.recipe import recipe_from
-from cai_core.store.artifacts import Artifacts
+from cai_core.store.artifacts import Artifact, Artifacts
 from cai_core.store.tables import read_table
 from cai_core.text.pairs import read_pairs
+from cai_core.types.labeler import GIVEN, Comparison, Label
+from cai_core.types.records import UnitFailure
 from cai_plugins.evaluators.stats import wilson
+from cai_plugins.labelers.ensemble import EnsembleLabeler
+from cai_plugins.labelers.plugin import EnsembleOptions
 
 LABELERS: dict[str, dict[str, Any]] = {
     "logprob-chat": {"name": "logprob", "format": "chat", "shots": 0},
@@ -34,14 +42,10 @@ LABELERS: dict[str, dict[str, Any]] = {
     "logprob-paper": {"name": "logprob", "format": "paper", "shots": 0},
     "logprob-paper-5": {"name": "logprob", "format": "paper", "shots": 5},
     "verdict": {"name": "verdict"},
-    "ensemble": {
-        "name": "ensemble",
-        "members": [{"labeler": "logprob", "format": "chat", "shots": 0}, {"labeler": "verdict"}],
-        "least": 1,
-    },
     "cot": {"name": "cot", "max_new_tokens": 128},
     "cot-3": {"name": "cot", "max_new_tokens": 128, "samples": 3},
 }
+ENSEMBLE = ("logprob-chat", "verdict")
 CONSTITUTION = """\
 schema: 1
 id: hhh-items
@@ -61,7 +65,7 @@ def main() -> None:
     parser.add_argument("items", type=Path, help="438HHHEvaluations.jsonl, or any labelled pairs")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--limit", type=int, help="so many items, chosen by hash")
-    parser.add_argument("--only", nargs="*", choices=LABELERS, default=list(LABELERS))
+    parser.add_argument("--only", nargs="*", choices=[*LABELERS, "ensemble"], default=[*LABELERS, "ensemble"])
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--work", type=Path, default=Path("labelers-benchmark"), help="folder of store and runs")
     arguments = parser.parse_args()
@@ -85,11 +89,16 @@ def main() -> None:
     print("| labeler | accuracy | n | failed | flips | mass | ECE | Brier | longer | pairs/s |")
     print("|" + " --- |" * 10, flush=True)
     for name in arguments.only:
-        print(measured(name, items, arguments), flush=True)
+        if name == "ensemble":
+            print(row(name, combined([recorded(member, items, arguments)[0] for member in ENSEMBLE]), ""), flush=True)
+        else:
+            labels, artifact = recorded(name, items, arguments)
+            speed = "" if artifact.info.get("units_resumed") else f"{len(labels) / artifact.info['seconds']:.2f}"
+            print(row(name, labels, speed), flush=True)
 
 
-def measured(name: str, items: Path, arguments: argparse.Namespace) -> str:
-    """One row of the table."""
+def recorded(name: str, items: Path, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Artifact]:
+    """The labels of ``name``, made where they are not there yet."""
     recipe = recipe_from(
         {
             "name": name,
@@ -108,7 +117,42 @@ def measured(name: str, items: Path, arguments: argparse.Namespace) -> str:
         run_plan(plan, arguments.work / "store", arguments.work / "runs" / plan.run_id, display)
     artifact = Artifacts(arguments.work / "store" / "artifacts").find("label", plan.stages[-1].digest)
     assert artifact is not None
-    labels = list(read_table(artifact.path / "labels.parquet", LABELS))
+    return list(read_table(artifact.path / "labels.parquet", LABELS)), artifact
+
+
+class Recorded:
+    """A labeler whose labels are there."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+        """All of them."""
+        for at in self.rows:
+            failure = UnitFailure(**at["failure"]) if at["failure"] else None
+            yield Label(at["id"], at["p_a"], at["evidence"] or {}, failure)
+
+
+def combined(members: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows with the ensemble's labels."""
+    left = iter(members)
+    context: Any = SimpleNamespace(member=lambda *given: Recorded(next(left)))
+    options = EnsembleOptions(members=[{"labeler": name} for name in ENSEMBLE], least=1)
+    asked = [Comparison(at["id"], (), at["a"], at["b"], ()) for at in members[0]]
+    found = zip(members[0], EnsembleLabeler(options, context).label(asked), strict=True)
+    return [
+        {
+            **at,
+            "p_a": label.p_a,
+            "evidence": {**label.evidence, GIVEN: at["evidence"][GIVEN]},
+            "failure": asdict(label.failure) if label.failure else None,
+        }
+        for at, label in found
+    ]
+
+
+def row(name: str, labels: Sequence[Mapping[str, Any]], speed: str) -> str:
+    """One row of the table."""
     found = label_statistics(labels)
     failed = ", ".join(f"{count} {kind}" for kind, count in found["failed"].items()) or "0"
     human = found["human"]
@@ -119,8 +163,6 @@ def measured(name: str, items: Path, arguments: argparse.Namespace) -> str:
     flips, mass, longer = (
         "" if found[key] is None else f"{100 * found[key]:.0f} %" for key in ("flip_rate", "mass", "longer_preferred")
     )
-    resumed = artifact.info.get("units_resumed")
-    speed = "" if resumed else f"{len(labels) / artifact.info['seconds']:.2f}"
     return (
         f"| {name} | {accuracy} | {human['n']} | {failed} | {flips} | {mass} | {human['calibration_error']:.3f} | "
         f"{human['brier']:.3f} | {longer} | {speed} |"

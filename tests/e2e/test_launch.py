@@ -186,6 +186,11 @@ FSDP = "distributed_type: FSDP\nnum_processes: 2\n"
             "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {deepspeed_config_file: ds.json}\n",
             "deepspeed_config_file is not supported",
         ),
+        (
+            ["launch={config: c.yaml}"],
+            "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 3}\n",
+            "write `zero3_save_16bit_model: true`",
+        ),
         (["launch={reward: {processes: 2}}", "reward=rules"], "", "trains in one process"),
     ],
 )

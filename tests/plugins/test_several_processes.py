@@ -27,33 +27,46 @@ FSDP = [
 ]  # fmt: skip
 
 
+def zero(stage: int, folder: Path) -> list[str]:
+    """DeepSpeed's stages: 2 shares out gradients and the optimizer's state, 3 the weights too."""
+    own = {"zero_stage": stage, "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
+           "zero3_init_flag": False, "zero3_save_16bit_model": True}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "zero.json"
+    path.write_text(json.dumps({"distributed_type": "DEEPSPEED", "deepspeed_config": own}), encoding="utf-8")
+    return ["--config_file", str(path), "--use_deepspeed"]
+
+
 def start(
-    model: Path, folder: Path, *kinds: str, sharded: bool = False, asked: bool | None = None
+    model: Path, folder: Path, *kinds: str, sharded: bool = False, asked: bool | None = None, stage: int = 0
 ) -> subprocess.Popen[str]:
     """Train in two processes on the CPU, connected by gloo. asked: whether the launch asks for FSDP, if that is not
-    whether it gets it."""
+    whether it gets it. stage: of DeepSpeed, which then shards."""
     fsdp = sharded if asked is None else asked
-    command = [sys.executable, "-m", "accelerate.commands.launch", *(FSDP if fsdp else ["--multi_gpu"])]
+    how = zero(stage, folder) if stage else FSDP if fsdp else ["--multi_gpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how]
     command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    child = str(Path(__file__).parent / ("sharded_child.py" if sharded else "ranks_child.py"))
-    on_cpu = {"ACCELERATE_TORCH_DEVICE": "cpu"} if sharded else {"ACCELERATE_USE_CPU": "true"}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **on_cpu}
+    child = str(Path(__file__).parent / f"{'zero' if stage else 'sharded' if sharded else 'ranks'}_child.py")
+    on_cpu = {"ACCELERATE_TORCH_DEVICE": "cpu"} if sharded or stage else {"ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **on_cpu}
     return subprocess.Popen(
         [*command, child, str(model), str(folder), *kinds], stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
-def launched(model: Path, folder: Path, *kinds: str, sharded: bool = False) -> None:
-    process = start(model, folder, *kinds, sharded=sharded)
+def launched(model: Path, folder: Path, *kinds: str, sharded: bool = False, stage: int = 0) -> None:
+    process = start(model, folder, *kinds, sharded=sharded, stage=stage)
     _, said = process.communicate()
     assert process.returncode == 0, said
 
 
-def both(tmp_path: Path, *kinds: str, sharded: bool = False) -> None:
+def both(tmp_path: Path, *kinds: str, sharded: bool = False, stage: int = 0) -> None:
     """Compare one process, which accumulates over micro-batches, with two."""
     model = tiny_model(tmp_path / "tiny", hidden=16)
-    launched(model, tmp_path / "two", *kinds, sharded=sharded)
+    # DeepSpeed makes one engine in a process.
+    for some in [[kind] for kind in kinds] if stage else [kinds]:
+        launched(model, tmp_path / "two", *some, sharded=sharded, stage=stage)
     for kind in kinds:
         (tmp_path / "one" / kind).mkdir(parents=True)
         ranks_child.train(kind, model, tmp_path / "one" / kind, 0)
@@ -106,6 +119,7 @@ def test_other_ways_to_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_grpo_draws_as_many_samples(sharded: bool, tmp_path: Path) -> None:
     """TRL seeds each process by itself, so they are others."""
@@ -127,6 +141,15 @@ def test_grpo_draws_as_many_samples(sharded: bool, tmp_path: Path) -> None:
 def test_sharded_weights_end_as_whole_ones(tmp_path: Path) -> None:
     """FSDP2; the child asserts after each step that either process holds half of the weights."""
     both(tmp_path, "sft", "sft-packed", "preference", "dpo", sharded=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_ends_as_one_process(stage: int, tmp_path: Path) -> None:
+    """The child asserts after each step what is in parts."""
+    pytest.importorskip("deepspeed")
+    both(tmp_path, "sft", "sft-packed", "preference", "dpo", stage=stage)
 
 
 @pytest.mark.slow
@@ -172,11 +195,24 @@ def test_sharded_checkpoints_are_kept_apart_from_plain_ones(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "sharded"), [("sft-long", False), ("ppo-long", False), ("ppo-long", True)])
-def test_killed_and_launched_again_they_end_with_the_same_weights(kind: str, sharded: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "launch"),
+    [
+        ("sft-long", {}),
+        ("sft-long", {"stage": 2}),
+        ("sft-long", {"stage": 3}),
+        ("ppo-long", {}),
+        ("ppo-long", {"sharded": True}),
+    ],
+)
+def test_killed_and_launched_again_they_end_with_the_same_weights(
+    kind: str, launch: dict[str, Any], tmp_path: Path
+) -> None:
+    if launch.get("stage"):
+        pytest.importorskip("deepspeed")
     model = tiny_model(tmp_path / "tiny", hidden=16)
-    launched(model, tmp_path / "straight", kind, sharded=sharded)
-    process = start(model, tmp_path / "killed", kind, sharded=sharded)
+    launched(model, tmp_path / "straight", kind, **launch)
+    process = start(model, tmp_path / "killed", kind, **launch)
     parent, checkpoints = psutil.Process(process.pid), (tmp_path / "killed" / kind / "w").glob
     while not list(checkpoints("*/checkpoint-*/whole.json")):
         assert process.poll() is None
@@ -187,7 +223,7 @@ def test_killed_and_launched_again_they_end_with_the_same_weights(kind: str, sha
         child.kill()
     process.communicate()
     assert not (tmp_path / "killed" / kind / "0.json").exists(), "it was killed before its end"
-    launched(model, tmp_path / "killed", kind, sharded=sharded)
+    launched(model, tmp_path / "killed", kind, **launch)
     curves = [json.loads((tmp_path / name / kind / "0.json").read_text())["curve"] for name in ("straight", "killed")]
     assert curves[0] == curves[1], f"seed {seed}"
     assert bitwise(tmp_path / "straight" / kind / "out-0", tmp_path / "killed" / kind / "out-0"), f"seed {seed}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.integrations import deepspeed
 
 from cai_core.errors import UserError
 from cai_plugins._torch.ranks import shards
@@ -63,7 +66,8 @@ def load_causal(path: Path, device: str, *, all_weights: bool) -> Any:
     """A causal model to train: float32 on CPU; on a GPU bfloat16 under adapters, and float32 where ``all_weights``
     are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16). One that is to
     be sharded stays on the CPU until it is."""
-    model = AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights))
+    with _whole():
+        model = AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights))
     return model if shards() else model.to(device)
 
 
@@ -82,10 +86,23 @@ def load_classifier(path: Path, device: str) -> tuple[Any, bool]:
             where=str(path),
             hint="use a causal model or a reward model",
         )
-    model, found = AutoModelForSequenceClassification.from_pretrained(
-        where, num_labels=1, dtype=torch.float32, output_loading_info=True
-    )
+    with _whole():
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            where, num_labels=1, dtype=torch.float32, output_loading_info=True
+        )
     return model if shards() else model.to(device), any(name.startswith("score.") for name in found["missing_keys"])
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """From the first training under DeepSpeed's stage 3 on, transformers opens every model in parts, which all
+    processes must do at once: the first, which writes the result alone, would wait for ever."""
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def train_dtype(device: str, all_weights: bool) -> torch.dtype:
