@@ -21,7 +21,7 @@ from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import ModelInput
 from cai_plugins._torch import memory
-from cai_plugins._torch.decoding import _Buffer, draw, nucleus, waiting_times
+from cai_plugins._torch.decoding import _Buffer, _reading_with_block, _with_block, draw, nucleus, waiting_times
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
 from draws import plain_draw
@@ -337,3 +337,17 @@ def test_a_damaged_model_gives_no_text(whole: bool, folder: Path, tmp_path: Path
             list(backend.generate([request("x", "bread", heat=heat)]))
     (scores,) = backend.score([ScoreRequest("x", ModelInput(text="bread"), (" a", " b"))])
     assert not any(math.isfinite(value) for value in scores.logprobs)
+
+
+@pytest.mark.parametrize("queries", [2, 7])
+def test_both_ways_to_attend_to_a_block_agree(queries: int) -> None:
+    """One for a new token of many rows, one for prompts; the second row sees the first three tokens of the block."""
+    drawn = torch.Generator().manual_seed(queries)
+    query = torch.randn(2, 3, queries, 8, generator=drawn)
+    key, value = torch.randn(2, 2, 3, 9, 8, generator=drawn)
+    block_key, block_value = torch.randn(2, 3, 5, 8, generator=drawn)
+    mask = torch.ones(2, 1, queries, 9, dtype=torch.bool).tril(9 - queries)
+    block_mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    block_mask[1, ..., 3:] = False
+    given = (query, key, value, mask, 0.3, block_key, block_value, block_mask)
+    assert torch.allclose(_reading_with_block(*given), _with_block(*given), atol=1e-5)

@@ -205,8 +205,8 @@ def _attention(
     mask = attention_mask
     if group > 1 and new > 1:
         mask = mask[:, :, None].expand(rows, 1, group, new, -1).reshape(rows, 1, group * new, -1)
+    mask = mask.expand(rows, 1, group * new, -1)
     if _STATE.mask is None:
-        mask = mask.expand(rows, 1, group * new, -1)
         found = torch.cat(
             [
                 functional.scaled_dot_product_attention(
@@ -216,7 +216,8 @@ def _attention(
             ]
         )
     else:
-        found = _with_block(query, key, value, mask, scaling, *_STATE.blocks[module.layer_idx], _STATE.mask)  # type: ignore[index]
+        with_block = _with_block if new == 1 else _reading_with_block
+        found = with_block(query, key, value, mask, scaling, *_STATE.blocks[module.layer_idx], _STATE.mask)  # type: ignore[index]
     return found.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
@@ -242,6 +243,22 @@ def _with_block(
     on_block = weights[..., :length].transpose(0, 1).reshape(shared, rows * queries, length)
     from_block = torch.bmm(on_block, block_value).view(shared, rows, queries, -1).transpose(0, 1)
     return torch.matmul(weights[..., length:], value) + from_block
+
+
+def _reading_with_block(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float,
+    block_key: torch.Tensor, block_value: torch.Tensor, block_mask: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """``_with_block`` for prompts: few rows, many queries, whose scores would fill memory if they were all there at
+    once. So each row gets a copy of the block's keys and values."""
+    rows, _, queries, _ = query.shape
+    return functional.scaled_dot_product_attention(
+        query,
+        torch.cat([block_key.expand(rows, -1, -1, -1), key], 2),
+        torch.cat([block_value.expand(rows, -1, -1, -1), value], 2),
+        attn_mask=torch.cat([block_mask.expand(rows, 1, queries, -1), mask], -1),
+        scale=scaling,
+    )
 
 
 AttentionInterface.register(NAME, _attention)
