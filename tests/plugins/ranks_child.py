@@ -133,12 +133,17 @@ def train(kind: str, model: Path, folder: Path, number: int) -> None:
     (folder / f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
+def train_all(number: int) -> None:
+    """What the command line asks for, in process ``number``."""
+    for name in sys.argv[3:]:
+        target = Path(sys.argv[2]) / name
+        target.mkdir(parents=True, exist_ok=True)
+        train(name, Path(sys.argv[1]), target, number)
+
+
 if __name__ == "__main__":
     from cai_plugins._torch.ranks import disconnect, rank
 
     torch.set_num_threads(1)
-    for name in sys.argv[3:]:
-        target = Path(sys.argv[2]) / name
-        target.mkdir(parents=True, exist_ok=True)
-        train(name, Path(sys.argv[1]), target, rank())
+    train_all(rank())
     disconnect()

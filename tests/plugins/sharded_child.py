@@ -4,8 +4,6 @@ own FSDP2; and each training checks that no process had all of what it trains.""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import ranks_child
@@ -77,9 +75,6 @@ if __name__ == "__main__":
     ):  # fmt: skip
         module.run = run
     ppo._Learner.step = step  # type: ignore[method-assign]
-    for name in sys.argv[3:]:
-        target = Path(sys.argv[2]) / name
-        target.mkdir(parents=True, exist_ok=True)
-        ranks_child.train(name, Path(sys.argv[1]), target, rank())
+    ranks_child.train_all(rank())
     assert checked > 1
     disconnect()

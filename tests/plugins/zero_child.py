@@ -5,8 +5,6 @@ in their processes."""
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import ranks_child
@@ -63,9 +61,6 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     callbacks.connect = lambda device: PartialState()  # type: ignore[assignment]
     callbacks.run, callbacks.arguments = run, arguments
-    for name in sys.argv[3:]:
-        target = Path(sys.argv[2]) / name
-        target.mkdir(parents=True, exist_ok=True)
-        ranks_child.train(name, Path(sys.argv[1]), target, rank())
+    ranks_child.train_all(rank())
     assert checked > 1
     disconnect()
