@@ -10,7 +10,7 @@ and revision. ``--lengths forced``: every text has exactly ``--tokens`` tokens, 
 prints for each workload and kind of length: seconds, tokens per second and ratios (medians over ``--repeats``
 interleaved runs); the share of the machine's matrix-product speed that the useful operations reach; and the time that
 the operations and the bytes would take at the speed of this machine's matrix product and memory. The plain loop runs on
-``--plain`` prompts, its time is scaled. CPU only.
+``--plain`` prompts, its time is scaled. ``--device cuda``: on a GPU, in bfloat16; seconds, tokens and ratios alone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Plain:
         self.engine = engine
         self.ends = engine._ends
         self.pad = engine._pad_id()
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=engine._model.dtype).eval().to(engine.device)
         self.tokens = tokens
         self.natural = False
 
@@ -235,12 +235,14 @@ def compare(
         print(json.dumps({name: [round(s, 1) for s in values] for name, values in seconds.items()}), flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}
     rates = {name: counts[name] / took for name, took in medians.items()}
-    useful = 2 * traffic.body * computed + 2 * traffic.head * counts["engine"]
-    limit, stream = matmul_speed(), memory_speed()
     length = f"natural length, {args.tokens} tokens at most" if natural else f"{args.tokens} tokens"
     print(f"{workload}: {args.prompts} prompts, {TURNS} texts of {length} each, {args.shots} shots")
     for name, took in medians.items():
         print(f"{name:15} {took:8.1f} s {rates[name]:7.1f} tokens/s, engine is {rates['engine'] / rates[name]:.2f}x")
+    if engine.device != "cpu":
+        return
+    useful = 2 * traffic.body * computed + 2 * traffic.head * counts["engine"]
+    limit, stream = matmul_speed(), memory_speed()
     print(
         f"engine: {computed} tokens through the model ({padded - computed} more as padding) for {counts['engine']} new "
         f"ones; useful operations {useful / medians['engine'] / 1e9:.1f} of {limit / 1e9:.1f} GFLOP/s, "
@@ -273,9 +275,10 @@ def main() -> None:
     parser.add_argument("--workload", choices=["conversations", "first-turns", "both"], default="both")
     parser.add_argument("--lengths", choices=["forced", "natural", "both"], default="both")
     parser.add_argument("--model", default=str(model_path("smollm2-135m-instruct")))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
 
-    engine = TransformersBackend(TransformersOptions(model=args.model), "cpu")
+    engine = TransformersBackend(TransformersOptions(model=args.model), args.device)
     engine._open()
     traffic = Traffic(engine)
     plain = Plain(engine, args.model, args.tokens)

@@ -65,7 +65,7 @@ class Plain:
 
     def __init__(self, backend: TransformersBackend, model: str) -> None:
         self.backend = backend
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=backend._model.dtype).eval().to(backend.device)
 
     def one_by_one(self, requests: Sequence[ScoreRequest], frugal: bool = False) -> Found:
         """A pass for each continuation."""
@@ -88,10 +88,11 @@ class Plain:
     @torch.inference_mode()
     def _rows(self, rows: list[tuple[list[int], list[int]]], frugal: bool) -> list[float]:
         width = max(len(ids) + len(after) for ids, after in rows)
-        ids = torch.tensor([[0] * (width - len(i) - len(a)) + i + a for i, a in rows])
+        ids = torch.tensor([[0] * (width - len(i) - len(a)) + i + a for i, a in rows], device=self.model.device)
         given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if len(rows) > 1:
             mask = torch.tensor([[0] * (width - len(i) - len(a)) + [1] * (len(i) + len(a)) for i, a in rows])
+            mask = mask.to(self.model.device)
             given |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
         if frugal:
             given["logits_to_keep"] = max(len(after) for _, after in rows) + 1
@@ -99,7 +100,7 @@ class Plain:
         values = []
         for row, (_, after) in zip(logits, rows, strict=True):
             steps = row[-len(after) - 1 : -1].float().log_softmax(-1)
-            values.append(float(steps.gather(1, torch.tensor(after)[:, None]).double().sum()))
+            values.append(float(steps.gather(1, torch.tensor(after, device=steps.device)[:, None]).double().sum()))
         return values
 
 
@@ -120,9 +121,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--form", choices=("paper", "chat"), default="paper")
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="a GPU computes in bfloat16")
     arguments = parser.parse_args()
     model = str(model_path(arguments.model)) if arguments.model in CATALOG else arguments.model
-    backend = TransformersBackend(TransformersOptions(model=model), "cpu")
+    backend = TransformersBackend(TransformersOptions(model=model), arguments.device)
     backend._open()
     plain = Plain(backend, model)
     every = sorted(read_pairs(arguments.pairs, 1000), key=lambda pair: pair.id)

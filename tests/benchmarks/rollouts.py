@@ -10,7 +10,8 @@ of speeds; with ``--natural`` answers end by themselves and the ratio is that of
 an answer's end. ``--repeats`` runs alternate after one that is not counted.
 
 Printed: tokens per second of either side in each repeat, and the ratio of the medians; beside it the ratio of processor
-seconds, which other programs on the machine disturb less. CPU only; threads as OMP_NUM_THREADS says.
+seconds, which other programs on the machine disturb less. ``--device cuda`` samples on a GPU, in bfloat16; threads as
+OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ Side = Callable[[int], int]
 """The number of a repeat to the number of tokens that were sampled."""
 
 
-def ours(folder: Path, prompts: list[Any], samples: int, tokens: int, natural: bool) -> Side:
+def ours(folder: Path, prompts: list[Any], samples: int, tokens: int, natural: bool, device: str) -> Side:
     tokenizer = load_tokenizer(folder)
     chat = Chat(tokenizer, folder)
-    model = load_causal(folder, "cpu", all_weights=False)
+    model = load_causal(folder, device, all_weights=False)
     get_peft_model(model, lora_config(LoraOptions(), "CAUSAL_LM"))
     options = PPOOptions()
     ends = [tokenizer.eos_token_id] if natural else []
@@ -69,15 +70,16 @@ def ours(folder: Path, prompts: list[Any], samples: int, tokens: int, natural: b
     return side
 
 
-def trl(folder: Path, prompts: list[Any], samples: int, tokens: int, natural: bool, scratch: Path) -> Side:
+def trl(folder: Path, prompts: list[Any], samples: int, tokens: int, natural: bool, device: str, scratch: Path) -> Side:
     tokenizer = load_tokenizer(folder)
     chat = Chat(tokenizer, folder)
     batch = len(prompts) * samples
     trainer = GRPOTrainer(
-        model=load_causal(folder, "cpu", all_weights=False),
+        model=load_causal(folder, device, all_weights=False),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=GRPOConfig(
-            output_dir=str(scratch), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=batch,
+            output_dir=str(scratch), use_cpu=device == "cpu", bf16=device != "cpu", report_to="none",
+            per_device_train_batch_size=batch,
             num_generations=samples, max_completion_length=tokens, temperature=1.0, top_k=0, top_p=1.0,
             generation_kwargs=None if natural else {"min_new_tokens": tokens},
         ),
@@ -101,6 +103,7 @@ def main() -> None:
     for name, value in (("prompts", 8), ("samples", 8), ("tokens", 64), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--natural", action="store_true", help="answers end by themselves")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = parser.parse_args()
     quiet()
     folder = given.model or model_path("smollm2-135m-instruct")
@@ -108,12 +111,13 @@ def main() -> None:
         source = BuiltinPrompts(BuiltinOptions(red_team=given.prompts, helpful=0))
         prompts = [prompt for prompt in source.load() if prompt.split == "train"][: given.prompts]
         assert len(prompts) == given.prompts, f"there are {len(prompts)} built-in prompts"
-        shape = (folder, prompts, given.samples, given.tokens, given.natural)
+        shape = (folder, prompts, given.samples, given.tokens, given.natural, given.device)
         sides = {"ours": ours(*shape), "TRL": trl(*shape, Path(scratch))}
         speeds: dict[str, list[float]] = {name: [] for name in sides}
         worked: dict[str, list[float]] = {name: [] for name in sides}
         threads = torch.get_num_threads()
-        print(f"{given.prompts} prompts x {given.samples} samples, {given.tokens} tokens, {threads} threads")
+        where = torch.cuda.get_device_name() if given.device == "cuda" else f"{threads} threads"
+        print(f"{given.prompts} prompts x {given.samples} samples, {given.tokens} tokens, {where}")
         for repeat in range(given.repeats + 1):
             for name, side in sides.items():
                 start, busy = time.perf_counter(), time.process_time()

@@ -1,5 +1,5 @@
-"""A training in a process of its own, to be killed. ``python train_child.py KIND MODEL WORKDIR OUT`` prints steps, and
-at the end the curve."""
+"""A training in a process of its own, to be killed. ``python train_child.py KIND MODEL WORKDIR OUT DEVICE`` prints
+steps, and at the end the curve."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_core.types.trainer import Example
 
 
-def train(kind: str, model: Path, workdir: Path, out: Path) -> None:
+def train(kind: str, model: Path, workdir: Path, out: Path, device: str) -> None:
     context = Context(workdir)
+    context.device = device
     kind, _, watched = kind.partition("-")
     looks: dict[str, Any] = {}
     if watched:  # a held-out reward that likes some policy on the way best
@@ -108,4 +109,4 @@ def comparisons() -> list[Preference]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(sys.argv[1], *map(Path, sys.argv[2:5]))
+    train(sys.argv[1], *map(Path, sys.argv[2:5]), sys.argv[5])

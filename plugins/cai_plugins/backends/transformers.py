@@ -119,6 +119,14 @@ class TransformersBackend:
         self._budget = self.options.token_budget or token_budget(self._model)
         self._decoder = self._fast_decoder()
         self._scorer = self._fast_scorer()
+        slow = [what for what, fast in (("generates", self._decoder), ("scores", self._scorer)) if fast is None]
+        if slow:
+            log.warning(
+                "%s %s batch by batch, every input from its beginning, which is slow: its architecture does not fit "
+                "what shares them",
+                name,
+                " and ".join(slow),
+            )
 
     def _fast_decoder(self) -> Decoder | None:
         """The decoder, where the model's attention can be told about blocks and gives what it should."""
