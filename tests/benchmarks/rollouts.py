@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,10 +38,9 @@ from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config
 from cai_plugins._torch.options import LoraOptions
-from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins.prompts.builtin import BuiltinPrompts
 from cai_plugins.prompts.plugin import BuiltinOptions
-from cai_plugins.rl.plugin import PPOOptions
+from cai_plugins.rl.live import Live
 
 Side = Callable[[int], int]
 """The number of a repeat to the number of tokens that were sampled."""
@@ -50,10 +50,9 @@ def ours(folder: Path, prompts: list[Any], samples: int, tokens: int, natural: b
     tokenizer = load_tokenizer(folder)
     chat = Chat(tokenizer, folder)
     model = load_causal(folder, device, all_weights=False)
-    get_peft_model(model, lora_config(LoraOptions(), "CAUSAL_LM"))
-    options = PPOOptions()
-    ends = [tokenizer.eos_token_id] if natural else []
-    rollouts = Rollouts(model, ends, tokenizer.pad_token_id, options.rollout_rows, options.token_budget)
+    policy = get_peft_model(model, lora_config(LoraOptions(), "CAUSAL_LM"))
+    rollouts = Live(policy, folder, tokenizer, SimpleNamespace(device=device), 1.0, 1).rollouts  # type: ignore[arg-type]
+    rollouts.ends = frozenset([tokenizer.eos_token_id] if natural else [])
     assert rollouts.shares, "the decoder does not fit this model: a plain loop would be measured"
 
     def side(repeat: int) -> int:

@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cai_core.errors import CAIError
 from cai_core.testing.tiny import tiny_model
 from cai_core.types.backend import Completion, GenerateRequest, Sampling, ScoreRequest
 from cai_core.types.records import ModelInput
-from cai_plugins._torch import memory
+from cai_plugins._torch import decoding, memory
 from cai_plugins._torch.decoding import _Buffer, _reading_with_block, _with_block, draw, nucleus, waiting_times
+from cai_plugins._torch.lora import lora_config
+from cai_plugins._torch.options import LoraOptions
+from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins.backends.plugin import TransformersOptions
 from cai_plugins.backends.transformers import TransformersBackend
 from draws import plain_draw
@@ -277,6 +281,52 @@ def test_rounding_changes_a_draw_only_in_a_photo_finish() -> None:
     other = logits + 1e-5 * torch.randn_like(logits)
     tokens, again = (draw(given, [Sampling(1)] * 500, list(range(500)), [0] * 500) for given in (logits, other))
     assert sum(a != b for a, b in zip(tokens, again, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_the_fast_ways(folder: Path, dtype: str, caplog: pytest.LogCaptureFixture) -> None:
+    backend = opened(folder, dtype=dtype)
+    assert backend._decoder is not None
+    assert backend._scorer is not None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["_with_block", "_reading_with_block"])
+def test_a_block_that_is_not_seen_whole_shows_at_the_start(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = getattr(decoding, name)
+
+    def wrong(query: Any, key: Any, value: Any, mask: Any, scaling: float, *block: torch.Tensor) -> torch.Tensor:
+        keys, values, seen = block
+        return right(query, key, value, mask, scaling, keys[:, 1:], values[:, 1:], seen[..., 1:])
+
+    monkeypatch.setattr(decoding, name, wrong)
+    assert opened(folder)._decoder is None
+    assert "generates batch by batch" in caplog.text
+
+
+def test_a_policy_in_mixed_precision_keeps_the_decoder(folder: Path) -> None:
+    """As on a GPU: weights in bfloat16 under adapters in float32, and autocast."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    get_peft_model(model, lora_config(LoraOptions(), "CAUSAL_LM"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert Rollouts(model, [2], 3, 64, 4096).shares
+
+
+def test_scores_in_the_hundreds_are_not_rounded_in_half_precision() -> None:
+    """Keys whose scores differ by less than bfloat16 can tell there."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, n, 64).bfloat16() for n in (4, 9, 9))
+    block_key, block_value = torch.randn(2, 70, 64).bfloat16(), torch.randn(2, 70, 64).bfloat16()
+    query, key, block_key = query * 8, key + 4, block_key + 4
+    seen, block_seen = torch.ones(3, 1, 4, 9).bool(), torch.ones(3, 1, 1, 70).bool()
+    found = _with_block(query, key, value, seen, 0.125, block_key, block_value, block_seen)
+    keys = torch.cat([block_key.expand(3, -1, -1, -1), key], 2).double()
+    values = torch.cat([block_value.expand(3, -1, -1, -1), value], 2).double()
+    scores = query.double() @ keys.transpose(2, 3) * 0.125
+    assert scores.abs().max() > 100
+    assert (found.double() - scores.softmax(-1) @ values).abs().max() < 0.05
 
 
 def test_the_token_budget_follows_memory_and_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

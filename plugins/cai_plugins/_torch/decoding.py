@@ -40,8 +40,9 @@ NAME = "cai_blocks"
 MIN_SHARED = 64
 MIN_FAMILY = 4
 MAX_BLOCK_TOKENS = 8192
-# Our choice: prompts are read this many tokens at a time, which bounds the attention scores in memory.
-PREFILL_TOKENS = 1024
+# Our choices: prompts are read this many tokens at a time, which bounds the attention scores in memory (a GPU's kernels
+# keep none).
+PREFILL_TOKENS, PREFILL_ELSEWHERE = {"cpu": 1024}, 16384
 # Our choice: about the square root of a vocabulary.
 BLOCK = 128
 # Our choice: rows differ in length, and attention over a part of the batch is as wide as the longest row of that part.
@@ -221,7 +222,9 @@ def _attention(
         )
     else:
         with_block = _with_block if new == 1 else _reading_with_block
-        found = with_block(query, key, value, mask, scaling, *_STATE.blocks[module.layer_idx], _STATE.mask)  # type: ignore[index]
+        # Else autocast, in which a policy under training is sampled from, would round the scores.
+        with torch.autocast(query.device.type, enabled=False):
+            found = with_block(query, key, value, mask, scaling, *_STATE.blocks[module.layer_idx], _STATE.mask)  # type: ignore[index]
     return found.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
@@ -270,13 +273,23 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 class Decoder:
-    """Runs rows of one model. ``most`` rows and about ``budget`` columns at a time."""
+    """Runs rows of one model. ``most`` rows and about ``budget`` columns at a time. ``keep``: rows may go on where
+    others ended, which then keep their keys and values for a while."""
 
-    def __init__(self, model: Any, ends: Sequence[int], decode: Callable[[list[int]], str], most: int, budget: int):
+    def __init__(
+        self,
+        model: Any,
+        ends: Sequence[int],
+        decode: Callable[[list[int]], str],
+        most: int,
+        budget: int,
+        keep: bool = True,
+    ) -> None:
         self.model = model
         self.ends = frozenset(ends)
         self.decode = decode
         self.budget = budget
+        self.keep = keep
         # What several runs share: how many rows memory has room for, and the tokens that went through the model, with
         # the padding and without.
         self.shared = {"most": most, "computed": 0, "positions": 0}
@@ -411,23 +424,22 @@ class Decoder:
     # the model ---------------------------------------------------------------------------------------------------
 
     def _admit(self, new: list[Row]) -> torch.Tensor:
-        """Read the prompts of ``new`` rows and add them to the batch; the logits after each, [rows, vocabulary]."""
-        starts = [self._inherited(row) for row in new]
-        logits: list[torch.Tensor | None] = [None] * len(new)
-        order = sorted(range(len(new)), key=lambda i: -(len(new[i].ids) - new[i].block - starts[i][0]))
+        """Read the prompts of ``new`` rows, which it sorts, and add them to the batch; the logits after each, [rows,
+        vocabulary]."""
+        found = {id(row): self._inherited(row) for row in new}
         for row in new:
             row.width = len(row.ids) - row.block
+        new.sort(key=lambda row: found[id(row)][0] - row.width)
+        starts = [found[id(row)] for row in new]
         self._reserve(len(self.active) + len(new), max(row.width for row in new))
-        while order:
-            longest = len(new[order[0]].ids) - new[order[0]].block - starts[order[0]][0]
-            some = order[: max(1, PREFILL_TOKENS // longest)]
-            order = order[len(some) :]
-            found, layers = self._read([new[i] for i in some], [starts[i] for i in some])
-            for place, i in enumerate(some):
-                logits[i] = found[place]
-                self._insert(new[i], len(self.active) + i, layers[place])
+        logits, at = [], 0
+        while at < len(new):
+            longest = new[at].width - starts[at][0]
+            end = at + max(1, PREFILL_TOKENS.get(self.device.type, PREFILL_ELSEWHERE) // longest)
+            logits.append(self._read(new[at:end], starts[at:end], len(self.active) + at))
+            at = end
         self.active += new
-        return torch.stack([row for row in logits if row is not None])
+        return torch.cat(logits)
 
     def _inherited(self, row: Row) -> tuple[int, _Kept | None]:
         """How many of the row's own tokens a kept row has keys and values for, and that row."""
@@ -445,11 +457,9 @@ class Decoder:
             name = kept.parent
         return best
 
-    def _read(
-        self, rows: list[Row], starts: list[tuple[int, _Kept | None]]
-    ) -> tuple[torch.Tensor, list[list[tuple[torch.Tensor, torch.Tensor]]]]:
-        """One forward pass over the prompts, less what is there: the last logits of each row, and keys and values of
-        all its own tokens per layer."""
+    def _read(self, rows: list[Row], starts: list[tuple[int, _Kept | None]], index: int) -> torch.Tensor:
+        """One forward pass over the prompts, less what is there: the last logits of each row. Keys and values become
+        rows of the buffer from ``index`` on."""
         rest = [row.ids[row.block + start :] for row, (start, _) in zip(rows, starts, strict=True)]
         before = max(start for start, _ in starts)
         width = max(len(ids) for ids in rest)
@@ -480,29 +490,29 @@ class Decoder:
         logits = self._forward(rows, ids, positions, mask, buffer, [(0, len(rows), 0)])
         self.shared["computed"] += sum(len(tokens) for tokens in rest)
         self.shared["positions"] += ids.numel()
-        own = [
-            [
-                (
-                    torch.cat([k[i, :, before - start : before], k[i, :, before + width - len(tokens) :]], 1),
-                    torch.cat([v[i, :, before - start : before], v[i, :, before + width - len(tokens) :]], 1),
-                )
-                for k, v in buffer.tensors()
-            ]
-            for i, (tokens, (start, _)) in enumerate(zip(rest, starts, strict=True))
-        ]
-        return logits, own
+        self._insert(rows, starts, index, buffer, width)
+        return logits
 
-    def _insert(self, row: Row, index: int, own: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Put a row into the buffer as its row ``index``, so that it ends where the others end."""
+    def _insert(
+        self, rows: list[Row], starts: list[tuple[int, _Kept | None]], index: int, read: _Buffer, width: int
+    ) -> None:
+        """Put rows into the buffer from its row ``index`` on, so that they end where the others end. The last ``width``
+        columns of ``read`` are new."""
         assert self.buffer is not None
         place = self.buffer.place
-        for layer, (keys, values) in zip(self.buffer.cache.layers, own, strict=True):
+        for number, (layer, (keys, values)) in enumerate(zip(self.buffer.cache.layers, read.tensors(), strict=True)):
             if layer.keys is None:
-                shape = (self.buffer.rows, keys.shape[0], self.buffer.columns)
-                layer.keys = keys.new_zeros((*shape, keys.shape[2]))
-                layer.values = values.new_zeros((*shape, values.shape[2]))
-            layer.keys[index, :, place - row.width : place] = keys
-            layer.values[index, :, place - row.width : place] = values
+                shape = (self.buffer.rows, keys.shape[1], self.buffer.columns)
+                layer.keys = keys.new_zeros((*shape, keys.shape[3]))
+                layer.values = values.new_zeros((*shape, values.shape[3]))
+            # With the padding, which lies before a row's first column.
+            layer.keys[index : index + len(rows), :, place - width : place] = keys[:, :, -width:]
+            layer.values[index : index + len(rows), :, place - width : place] = values[:, :, -width:]
+            for i, (row, (start, source)) in enumerate(zip(rows, starts, strict=True), index):
+                if source is not None:
+                    inherited = slice(place - row.width, place - row.width + start)
+                    layer.keys[i, :, inherited] = source.layers[number][0][:, :start]
+                    layer.values[i, :, inherited] = source.layers[number][1][:, :start]
 
     def _reserve(self, rows: int, width: int) -> None:
         """Make sure that the buffer has ``rows`` rows, ``width`` columns before its end and a column after it."""
@@ -589,13 +599,10 @@ class Decoder:
             logits, [row.request.sampling for row in rows], [row.request.seed for row in rows],
             [len(row.tokens) for row in rows],
         )  # fmt: skip
-        done = []
-        for row, token in zip(list(rows), drawn, strict=True):
+        for row, token in zip(rows, drawn, strict=True):
             row.tokens.append(token)
-            if self._ended(row):
-                done.append(row)
-        for row in done:
-            self._remove(self.active.index(row))
+        done = [row for row in rows if self._ended(row)]
+        self._remove(done)
         return done
 
     def _ended(self, row: Row) -> bool:
@@ -609,25 +616,37 @@ class Decoder:
         text = self.decode(row.tokens[-tail:])
         return any(stop in text for stop in stops)
 
-    def _remove(self, index: int) -> None:
-        """Keep what the row leaves, and close the gap with the last row."""
-        row, buffer, last = self.active[index], self.buffer, len(self.active) - 1
+    def _remove(self, done: list[Row]) -> None:
+        """Keep what the rows leave where that is wanted, and close the gaps with the last rows."""
+        buffer, gone = self.buffer, {id(row) for row in done}
         assert buffer is not None
+        left = len(self.active) - len(done)
+        if self.keep:
+            for index, row in enumerate(self.active):
+                if id(row) in gone:
+                    self._keep(row, index)
+        holes = [i for i, row in enumerate(self.active[:left]) if id(row) in gone]
+        movers = [i for i, row in enumerate(self.active[left:], left) if id(row) not in gone]
+        if holes:
+            columns = slice(buffer.place - max(self.active[i].width for i in movers), buffer.place)
+            to, source = torch.tensor([holes, movers], device=self.device)
+            for keys, values in buffer.tensors():
+                keys[to, :, columns] = keys[source, :, columns]
+                values[to, :, columns] = values[source, :, columns]
+        for hole, mover in zip(holes, movers, strict=True):
+            self.active[hole] = self.active[mover]
+        del self.active[left:]
+
+    def _keep(self, row: Row, index: int) -> None:
+        assert self.buffer is not None
         ids = (row.ids + row.tokens)[: row.block + row.width]
-        columns = slice(buffer.place - row.width, buffer.place)
-        layers = [(k[index, :, columns].clone(), v[index, :, columns].clone()) for k, v in buffer.tensors()]
+        columns = slice(self.buffer.place - row.width, self.buffer.place)
+        layers = [(k[index, :, columns].clone(), v[index, :, columns].clone()) for k, v in self.buffer.tensors()]
         self.kept[row.request.id] = _Kept(ids, row.block, row.offset, row.request.parent, layers)
         total = sum(len(kept.ids) - kept.block for kept in self.kept.values())
         while total > self.budget // 2 and self.kept:
             _, oldest = self.kept.popitem(last=False)
             total -= len(oldest.ids) - oldest.block
-        if index != last:
-            begins = buffer.place - self.active[last].width
-            for keys, values in buffer.tensors():
-                keys[index, :, begins : buffer.place] = keys[last, :, begins : buffer.place]
-                values[index, :, begins : buffer.place] = values[last, :, begins : buffer.place]
-            self.active[index] = self.active[last]
-        self.active.pop()
 
     # trouble -----------------------------------------------------------------------------------------------------
 

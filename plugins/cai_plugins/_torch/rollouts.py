@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from cai_core.errors import CAIError
 from cai_core.types.backend import GenerateRequest
 from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention
 from cai_plugins._torch.packed import packed_weights
+
+log = logging.getLogger(__name__)
 
 
 class Rollouts:
@@ -32,6 +35,8 @@ class Rollouts:
         self.takes = frozenset(inspect.signature(model.forward).parameters)
         with _Blocks(model, self.takes) as blocks:
             self.shares = blocks.there and self._decoder().works()
+        if not self.shares:
+            log.warning("the policy samples batch by batch, which is slow: its architecture does not fit the decoder")
 
     def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
         """The tokens of each request's answer, the one that ends it included. prompts: each request's tokens.
@@ -60,7 +65,7 @@ class Rollouts:
         return [row.tokens for row in rows]
 
     def _decoder(self) -> Decoder:
-        return Decoder(self.model, sorted(self.ends), lambda ids: "", self.most, self.budget)
+        return Decoder(self.model, sorted(self.ends), lambda ids: "", self.most, self.budget, keep=False)
 
     @torch.no_grad()
     def _plain(self, rows: Sequence[Row]) -> None:

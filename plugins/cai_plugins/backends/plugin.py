@@ -26,11 +26,16 @@ class TransformersOptions(BaseModel):
         None,
         ge=1,
         description="tokens in memory per batch, padding and those to be generated included; unset, as many as "
-        "an eighth of the memory holds keys and values of, from 4,096 to 65,536",
+        "an eighth of the memory holds keys and values of, from 4,096 to 65,536 (on a GPU 1,048,576)",
         json_schema_extra=EXECUTION,
     )
-    # Our choice: on two cores, throughput rises steeply up to about 64 rows and little beyond.
-    max_batch: int = Field(64, ge=1, description="rows per batch at most", json_schema_extra=EXECUTION)
+    # Our choices: see ``_torch/memory.py``.
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        description="rows per batch at most; unset, 64 on a CPU and 512 on a GPU",
+        json_schema_extra=EXECUTION,
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; only for a model you have read"
     )
@@ -94,9 +99,7 @@ class EchoOptions(BaseModel):
     reply: str | None = Field(
         None, description="what it always answers ({seed} and {text} are filled in); null repeats the last turn"
     )
-    delay_s: float = Field(
-        0.0, ge=0, description="seconds to wait before each result", json_schema_extra=EXECUTION
-    )
+    delay_s: float = Field(0.0, ge=0, description="seconds to wait before each result", json_schema_extra=EXECUTION)
     fail_every: int = Field(
         0, ge=0, description="about one request in so many fails, chosen by its id; 0 is none, 1 is all"
     )

@@ -32,7 +32,7 @@ from cai_core.errors import UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention, out_of_memory
-from cai_plugins._torch.memory import token_budget
+from cai_plugins._torch.memory import most_rows, token_budget
 from cai_plugins._torch.packed import pack_linear_layers
 from cai_plugins.backends.continuations import encode_continuations, score_problem
 from cai_plugins.backends.plugin import TransformersOptions
@@ -117,6 +117,7 @@ class TransformersBackend:
         self._accepts = frozenset(inspect.signature(self._model.forward).parameters)
         self._shares_cache = full_attention(text_config) and "position_ids" in self._accepts
         self._budget = self.options.token_budget or token_budget(self._model)
+        self._most = self.options.max_batch or most_rows(self._model.device)
         self._decoder = self._fast_decoder()
         self._scorer = self._fast_scorer()
         slow = [what for what, fast in (("generates", self._decoder), ("scores", self._scorer)) if fast is None]
@@ -137,8 +138,7 @@ class TransformersBackend:
             self._model.set_attn_implementation(NAME)
         except (ValueError, AttributeError, NotImplementedError):
             return None
-        options = self.options
-        decoder = Decoder(self._model, self._ends, self._tokenizer.decode, options.max_batch, self._budget)
+        decoder = Decoder(self._model, self._ends, self._tokenizer.decode, self._most, self._budget)
         if decoder.works():
             return decoder
         self._model.set_attn_implementation(before)
@@ -148,7 +148,7 @@ class TransformersBackend:
         """The scorer, where the model takes a mask of its own and gives what it should."""
         if not self._shares_cache or "logits_to_keep" not in self._accepts:
             return None
-        scorer = Scorer(self._model, min(self._budget, PASS_TOKENS), self.options.max_batch)
+        scorer = Scorer(self._model, min(self._budget, PASS_TOKENS), self._most)
         return scorer if scorer.works() else None
 
     @property
@@ -229,7 +229,7 @@ class TransformersBackend:
 
     def _without_cache(self, pull: Callable[[], Row | None]) -> Iterator[tuple[Row, UnitFailure | None]]:
         """For models whose cache cannot be taken apart: batch by batch, every prompt from its beginning."""
-        while rows := list(islice(iter(pull, None), self.options.max_batch)):
+        while rows := list(islice(iter(pull, None), self._most)):
             for batch in self._batches([_PlainRow(row) for row in rows]):
                 for plain, result in self._run(batch, self._generate_batch):
                     yield plain.row, result if isinstance(result, UnitFailure) else None
@@ -360,7 +360,7 @@ class TransformersBackend:
         widest = 0
         for row in sorted(rows, key=lambda row: (-len(row.ids), row.request.id)):
             widest = max(widest, row.padded)
-            full = (len(batch) + 1) * widest > min(self._budget, PASS_TOKENS) or len(batch) >= self.options.max_batch
+            full = (len(batch) + 1) * widest > min(self._budget, PASS_TOKENS) or len(batch) >= self._most
             if batch and full:
                 yield batch
                 batch, widest = [], row.padded

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from cai_core.types.backend import GenerateRequest
 from cai_core.types.context import StageContext
 from cai_plugins._torch.loading import load_causal
+from cai_plugins._torch.memory import most_rows, token_budget
 from cai_plugins._torch.ranks import shards
 from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins.rl.checks import end_tokens
 from cai_plugins.rl.gathered import check_whole, copied, refresh
 from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
 
-# Our choices, those of the options that ``ppo`` has for them.
-ROWS, BUDGET = 64, 16384
-"""Rows, and tokens, in memory at a time."""
+# Our choice: on a CPU, memory is for the training beside it.
+BUDGET = {"cpu": 16384}
+"""Tokens in memory at a time while sampling; elsewhere those of ``memory.token_budget``."""
 
 
 class Live:
@@ -38,8 +39,8 @@ class Live:
         context: StageContext,
         temperature: float,
         micro: int,
-        rows: int = ROWS,
-        budget: int = BUDGET,
+        rows: int | None = None,
+        budget: int | None = None,
     ) -> None:
         self._given = model
         self.trained = model = copied(model, policy, context.device) if shards() == "FSDP" else model
@@ -50,6 +51,8 @@ class Live:
         self.ends = self.proper | set(tokenizer.all_special_ids)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.proper)
         self._frozen: Any = None
+        device = self.model.device
+        rows, budget = rows or most_rows(device), budget or BUDGET.get(device.type) or token_budget(self.model)
         with self._precision():
             self.rollouts = Rollouts(self.model, sorted(self.ends), self.pad, rows, budget)
 

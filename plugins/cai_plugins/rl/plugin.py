@@ -108,11 +108,18 @@ class PPOOptions(RLOptions):
     max_kl: float | None = Field(100.0, gt=0, description="nats per sequence at which training stops; null is never")
     # Our choice.
     max_empty: float = Field(0.9, gt=0, le=1, description="share of empty answers in a batch at which training stops")
-    rollout_rows: int = Field(
-        64, ge=1, description="answers that are sampled at a time at most", json_schema_extra=EXECUTION
+    rollout_rows: int | None = Field(
+        None,
+        ge=1,
+        description="answers that are sampled at a time at most; unset, 64 on a CPU and 512 on a GPU",
+        json_schema_extra=EXECUTION,
     )
-    token_budget: int = Field(
-        16384, ge=1, description="tokens in memory while sampling, those to come included", json_schema_extra=EXECUTION
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="tokens in memory while sampling, those to come included; unset, 16,384 on a CPU, and on a GPU as "
+        "many as an eighth of the memory holds keys and values of",
+        json_schema_extra=EXECUTION,
     )
     # Not ``EXECUTION``: after trouble, the result is the last good checkpoint's policy.
     save_steps: int = Field(10, ge=1, description="batches of samples between checkpoints; trouble leads back to one")
