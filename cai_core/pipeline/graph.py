@@ -274,10 +274,14 @@ class _Builder:
             models = self._roles(recipe, uses, {})
             return Stage("", kind, {"pairs": latest["pairs"]}, models, uses)
         if kind == "reward":
-            if recipe.reward is None or not self._needs(kind, latest, "label"):
+            if recipe.reward is None:
                 return None
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
             models = self._reward_models(recipe, uses)
+            if "label" not in latest and not any(use.trains for use in uses if use.kind == "reward_model"):
+                return Stage("", kind, {}, models, uses)
+            if not self._needs(kind, latest, "label"):
+                return None
             return Stage("", kind, {"label": latest["label"]}, models, uses, _part(recipe, heldout=False))
         if kind == "heldout_reward":
             return self._heldout_reward(recipe, latest)
@@ -575,7 +579,10 @@ def _heldout_model(recipe: Recipe) -> tuple[str, ComponentRef, tuple[str | int, 
 
 
 def _reads_texts(stage: Stage) -> bool:
-    """Whether the constitution's texts are part of what it does: also where an evaluator or RL asks a labeler."""
+    """Whether the constitution's texts are part of what it does: also where an evaluator or RL asks a labeler, and of a
+    reward that rates without labels, which otherwise depend on them."""
+    if stage.kind == "reward":
+        return "label" not in stage.inputs
     return stage.kind in _TEXT_STAGES or (
         stage.kind in ("evaluate", "rl")
         and any(use.kind in ("labeler", "principle_sampler") for use in stage.components)

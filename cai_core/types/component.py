@@ -48,7 +48,7 @@ class Component(Generic[P_co]):
         folder to throw away in all but the first; the result must be that of one process, up to rounding. Without it
         the stage has one process, whatever the recipe says of all stages.
     trains: of a reward model, whether ``fit`` trains the model in the role "reward_base". Without it there is no such
-        model in the stage, and ``fit`` is handed ``workdir`` in its place.
+        model in the stage, ``fit`` is handed ``workdir`` in its place, and no preferences where a recipe has no labels.
     reads: of an evaluator, what it reads of a run besides the models: "answers" (to the held-out prompts), "reward"
         (the fitted reward model, where it ``needs`` one; without this the component is handed out unfitted, for those
         who load a model of another run), "chains" (critiques and revisions) and "training" (the training prompts).

@@ -52,7 +52,7 @@ def kept(model: Path, pairs: Sequence[Pair], form: str) -> Expected:
         return computed(model, pairs, form)
     found: Expected = {name: tuple(both) for name, both in json.loads(file.read_text(encoding="utf-8"))[form].items()}
     for name, both in computed(model, pairs[:3], form).items():
-        # transformers takes norms and rotations in float32 whatever the model's format, and a GPU rounds them otherwise.
+        # transformers takes norms and rotations in float32 whatever the format, and a GPU rounds them otherwise.
         assert found[name] == pytest.approx(both, abs=1e-6)
     return {pair.id: found[pair.id] for pair in pairs}
 

@@ -68,9 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: FaultServer) -> Pat
     return path
 
 
-def run(folder: Path, *arguments: str) -> dict[str, Any]:
+def run(folder: Path, *arguments: str, recipe: str = "r.yaml", command: str = "run") -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "cai_core.cli.main", "run", "r.yaml", *arguments, "--json"],
+        [sys.executable, "-m", "cai_core.cli.main", command, recipe, *arguments, "--json"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -103,3 +103,37 @@ def test_a_reward_model_is_one_word(folder: Path, server: FaultServer, word: str
     scores = [m["values"] for m in metrics if m["id"].startswith("preference_model.")]
     assert scores
     assert any(value["value"] is not None for values in scores for value in values.values())
+
+
+@pytest.mark.parametrize("word", ["judge", pytest.param("rules", marks=pytest.mark.slow)])
+def test_a_reward_that_does_not_train_needs_no_labels(folder: Path, server: FaultServer, word: str) -> None:
+    """RL and evaluation by it from prompts alone; another constitution is another reward."""
+    text = RECIPE.format(url=server.url)
+    kept = [line for line in text.splitlines() if not line.startswith(("pairs:", "label:"))]
+    direct = (
+        "\n".join(kept).replace("reward: rules", f"reward: {word}").replace("name: rewards", f"name: direct-{word}")
+    )
+    (folder / "direct.yaml").write_text(direct)
+    record = run(folder, recipe="direct.yaml")
+    ran = {stage["id"]: stage["status"] for stage in record["stages"]}
+    assert {"reward", "rl[grpo]", "evaluate"} <= set(ran)
+    assert not {"pairs", "label", "audit"} & set(ran)
+    assert set(ran.values()) == {"ok"}
+    (report,) = (folder / "runs").glob(f"direct-{word}-*/report.json")
+    results = json.loads(report.read_text())
+    assert any(m["id"].startswith("preference_model.") and m["values"] for m in results["metrics"])
+
+    def reward(*arguments: str) -> str:
+        plan = run(folder, *arguments, recipe="direct.yaml", command="plan")
+        return next(str(stage["digest"]) for stage in plan["stages"] if stage["stage"] == "reward")
+
+    assert reward() != reward("-o", "constitution=harmless")
+
+
+def test_a_reward_that_trains_needs_labels(folder: Path, server: FaultServer) -> None:
+    (folder / "none.yaml").write_text("name: none\nmodels: {base: ./model}\nreward: preference\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "cai_core.cli.main", "plan", "none.yaml"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "`reward` needs the stage `label`" in done.stderr

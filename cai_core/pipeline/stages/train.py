@@ -30,8 +30,9 @@ def run_sft(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def run_reward(job: Job, folder: Path) -> dict[str, Any]:
-    """Fits the reward model on the soft labels (section 4.1); writes ``model/`` and ``training.json``."""
-    labels, unlabelled = _labels(job)
+    """Fits the reward model on the soft labels (section 4.1), of which one that does not train may have none; writes
+    ``model/`` and ``training.json``."""
+    labels, unlabelled = _labels(job) if "label" in job.spec.inputs else ([], 0)
     model = job.component("reward_model")
     base = Path(job.spec.models["reward_base"]) if "reward_base" in job.spec.models else job.workdir
     result = model.fit(base, labels, folder / "model")

@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,8 @@ class PreferenceModel:
 
     def _margins(self, pairs: Sequence[Preference]) -> list[float]:
         exchanges = [Exchange(p.id, p.prompt, text) for p in pairs for text in (p.response_a, p.response_b)]
-        scores = self.score(exchanges)
+        update, total = self.context.progress.update, len(exchanges)
+        scores = self._scored(exchanges, lambda done: update(done, total, "held-out answers scored"))
         return [a - b for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
     # scoring -----------------------------------------------------------------------------------------------------
@@ -223,15 +224,20 @@ class PreferenceModel:
 
     def score(self, exchanges: Sequence[Exchange]) -> list[float]:
         """See ``RewardModel``. Batches are of like length; raises ``CAIError`` on a score that is not finite."""
+        return self._scored(exchanges, lambda done: None)
+
+    def _scored(self, exchanges: Sequence[Exchange], report: Callable[[int], None]) -> list[float]:
         if self._model is None or self._chat is None:
             raise CAIError("the reward model was neither fitted nor loaded")
         encoded = [self._encode(exchange.prompt, exchange.response) for exchange in exchanges]
-        scores = [math.nan] * len(encoded)
+        scores, done = [math.nan] * len(encoded), 0
         for chosen, ids, mask in self._batches(encoded, self._model):
             with torch.inference_mode():
                 logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
             for i, value in zip(chosen, logits.float().tolist(), strict=True):
                 scores[i] = value
+            done += len(chosen)
+            report(done)
         for exchange, value in zip(exchanges, scores, strict=True):
             if not math.isfinite(value):
                 raise CAIError(f"the reward model's score of {exchange.id!r} is {value}")
