@@ -111,6 +111,19 @@ def test_the_reward_picks_the_best_of_four(folder: Path) -> None:
     assert any("at most log 4 - 3/4 = 0.64 nats" in note for note in notes[f"answers[{name}]"])
 
 
+def test_the_example_plans_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    example = Path(__file__).parents[2] / "docs/examples/overoptimisation/recipe.yaml"
+    embedded_stand_in(tmp_path / "cache")
+    (tmp_path / "recipe.yaml").write_text(example.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs()), encoding="utf-8")
+    rows = [{"prompt": f"What is {i}?", "split": "train" if i < 40 else "heldout"} for i in range(50)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAI_CACHE", str(tmp_path / "cache"))
+    assert main(["plan", "recipe.yaml"]) == 0
+    assert "heldout_reward  run" in capfd.readouterr().out
+
+
 def test_too_few_labels_to_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     embedded_stand_in(tmp_path / "cache")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")

@@ -67,6 +67,7 @@ class TransformersBackend:
         self._ends: tuple[int, ...] = ()
         self._context_length = 0
         self._shares_cache = False
+        self._packed = False
         self._accepts: frozenset[str] = frozenset()
         self._decoder: Decoder | None = None
         self._scorer: Scorer | None = None
@@ -103,7 +104,7 @@ class TransformersBackend:
                 hint="give a complete causal language model",
             )
         self._model = model.to(self.device).eval()
-        pack_linear_layers(self._model)
+        self._packed = False
         self._tokenizer = tokenizer
         text_config = config.get_text_config()
         self._context_length = int(getattr(text_config, "max_position_embeddings", None) or 2048)
@@ -202,6 +203,10 @@ class TransformersBackend:
         """One completion per request; see ``Backend``. Requests are taken when there is room, and again after every
         completion."""
         self._open()
+        if not self._packed:
+            # Not before: it rounds twice as much, so that a backend that only scores is more exact without.
+            pack_linear_layers(self._model)
+            self._packed = True
         source = iter(requests)
         failed: deque[Completion] = deque()
 
