@@ -278,11 +278,11 @@ class _Builder:
                 return None
             uses = self._uses([("reward_model", recipe.reward, ("reward",))], recipe)
             models = self._reward_models(recipe, uses)
-            if "label" not in latest and not any(use.trains for use in uses if use.kind == "reward_model"):
-                return Stage("", kind, {}, models, uses)
-            if not self._needs(kind, latest, "label"):
+            learns = any(use.trains for use in uses if use.kind == "reward_model")
+            if learns and not self._needs(kind, latest, "label"):
                 return None
-            return Stage("", kind, {"label": latest["label"]}, models, uses, _part(recipe, heldout=False))
+            inputs = {"label": latest["label"]} if "label" in latest else {}
+            return Stage("", kind, inputs, models, uses, _part(recipe, heldout=False))
         if kind == "heldout_reward":
             return self._heldout_reward(recipe, latest)
         if recipe.rl is None:

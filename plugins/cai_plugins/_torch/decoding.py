@@ -49,7 +49,7 @@ BLOCK = 128
 # On a GPU that is cheaper than more calls.
 PARTS = {"cpu": 4}
 # Our choices: how far the next token's distribution may be off, in nats, for the decoder to fit a model. Rounding makes
-# a fifth of it or less of the catalog models (2e-5 to 6e-5; 1e-4 to 3e-3).
+# less of it in the catalog models, on a CPU as on a GPU; a misfit (a bias or cap that is left out) makes more.
 ROUNDING = {torch.float16: 1e-3, torch.bfloat16: 2e-2}
 # Columns to spare when the buffer is made, so that it is moved once in so many steps.
 SLACK = 128

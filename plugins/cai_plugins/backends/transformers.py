@@ -204,7 +204,7 @@ class TransformersBackend:
         completion."""
         self._open()
         if not self._packed:
-            # Not before: it rounds twice as much, so that a backend that only scores is more exact without.
+            # Not before: it rounds more, so that a backend that only scores is more exact without.
             pack_linear_layers(self._model)
             self._packed = True
         source = iter(requests)
