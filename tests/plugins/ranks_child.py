@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from training import Context, turns
 
-from cai_core.testing.rl import LetterE
+from cai_core.testing.rl import LetterE, Letters
+from cai_core.types.labeler import Comparison, Label
 from cai_core.types.prompts import Prompt
+from cai_core.types.records import UnitFailure
 from cai_core.types.reward import Exchange, NoReward, Preference
 from cai_core.types.trainer import Example, TrainResult
+from cai_plugins.principles.samplers import Uniform
 
 # 7 rows and batches of 4: the last batch of a pass is not full, and no half of it either.
 EXAMPLES = [
@@ -66,6 +69,30 @@ def ppo(model: Path, context: Any, out: Path, micro: int, **changed: Any) -> Tra
     return make_ppo(options, context).train(model, PROMPTS, LetterE(), out)
 
 
+def online_dpo(
+    model: Path, context: Any, out: Path, micro: int, *, judged: bool = False, **changed: Any
+) -> TrainResult:
+    from cai_plugins.rl.plugin import OnlineDPOOptions, make_oaif, make_online_dpo
+
+    if judged:
+        context.components |= {"labeler": Unsure(), "principle_sampler": Uniform(1)}
+    options = OnlineDPOOptions(
+        prompts_per_step=4, max_new_tokens=6, learning_rate=1e-3, save_steps=2, micro_batch=micro,
+        **{"steps": 3, "lora": None, **changed},
+    )  # fmt: skip
+    made = make_oaif(options, context) if judged else make_online_dpo(options, context)
+    return made.train(model, PROMPTS, LetterE(), out)
+
+
+class Unsure(Letters):
+    """Fails on some answers."""
+
+    def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+        for asked, label in zip(comparisons, super().label(comparisons), strict=True):
+            fails = len(asked.response_a) % 4 == 1
+            yield Label(asked.id, None, failure=UnitFailure("unparseable", "no verdict")) if fails else label
+
+
 class Likes(LetterE):
     """A reward with a favourite share of the letter e."""
 
@@ -113,16 +140,20 @@ KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     "sft-packed": (sft, 2, {"packing": True, "max_length": 64, "lora": None}),
     "preference": (preference, 2, {}),
     "preference-head": (preference, 2, {"layers": 0}),
-    "dpo": (dpo, 2, {}),
-    "ppo": (ppo, 3, {}),
-    "ppo-lora": (ppo, 3, {"lora": {"rank": 2}, "critic": "separate"}),
+    "dpo": (dpo, 2, {"snapshots": (2,)}),
+    "ppo": (ppo, 3, {"snapshots": (2,)}),
+    "ppo-lora": (ppo, 3, {"lora": {"rank": 2}, "critic": "separate", "snapshots": (1,)}),
+    "online_dpo": (online_dpo, 2, {"snapshots": (1,)}),
+    "oaif": (online_dpo, 2, {"judged": True, "lora": {"rank": 2}}),
     "best_of_n": (best_of_n, 2, {}),
     "sft-long": (sft, 2, {"epochs": 20}),
     "ppo-long": (ppo, 3, {"steps": 16}),
+    "online_dpo-long": (online_dpo, 2, {"steps": 24, "lora": {"rank": 2}}),
     "grpo": (grpo, 4, {}),
     "grpo-watched": (watched, 4, {"call": grpo, "beta": 0.0}),  # without a KL in its loss, it is measured beside it
-    "ppo-watched": (watched, 3, {"call": ppo}),
-    "dpo-watched": (watched, 2, {"call": dpo}),
+    "ppo-watched": (watched, 3, {"call": ppo, "lora": {"rank": 2}, "critic": "separate"}),
+    "dpo-watched": (watched, 2, {"call": dpo, "lora": None}),
+    "online_dpo-watched": (watched, 2, {"call": online_dpo}),
 }
 
 

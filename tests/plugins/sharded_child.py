@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from cai_plugins._torch import callbacks
+from cai_plugins._torch.parts import Part
 from cai_plugins._torch.ranks import disconnect, rank
 from cai_plugins.rl import ppo
 
@@ -48,19 +49,16 @@ def run(trainer: Any, *given: Any) -> Any:
 before = callbacks.run
 
 
-def step(learner: Any) -> float:
-    """PPO's, which is no ``Trainer``: its policy, a separate critic, and the optimizer's state of both."""
-    norm = step_before(learner)
-    check(learner.root)
-    critic = [] if isinstance(learner.critic, ppo._Head) else list(learner.parts["critic"].values())
-    if critic:
-        check(learner.critic)
-    for parameter in [*learner.parts["policy"].values(), *critic]:
-        assert isinstance(learner.optimizer.state[parameter]["exp_avg_sq"], DTensor)
+def step(part: Any) -> float:
+    """Of our own loops, which are no ``Trainer``: the model, where it is not a small head, and its optimizer."""
+    norm = step_before(part)
+    if not isinstance(part.model, ppo._Head):
+        check(part.model)
+        assert all(isinstance(part.optimizer.state[p]["exp_avg_sq"], DTensor) for p in part.weights.values())
     return norm
 
 
-step_before = ppo._Learner.step
+step_before = Part.step
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -74,7 +72,7 @@ if __name__ == "__main__":
         cai_plugins.rewards.preference, cai_plugins.rl.dpo, cai_plugins.rl.grouped, cai_plugins.trainers.sft,
     ):  # fmt: skip
         module.run = run
-    ppo._Learner.step = step  # type: ignore[method-assign]
+    Part.step = step  # type: ignore[method-assign]
     ranks_child.train_all(rank())
     assert checked > 1
     disconnect()

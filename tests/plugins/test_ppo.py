@@ -207,7 +207,7 @@ def test_padding_changes_nothing(
     own = learner(model, tmp_path, **options)
     with torch.no_grad():  # a head at zero would hide a mistake
         for part in own.parts.values():
-            for value in part.values():
+            for value in part.weights.values():
                 value += torch.linspace(-0.2, 0.2, value.numel()).view(value.shape)
     samples = [([5, 6, 7], [8, 9, 10, 11]), ([5] * 20, [12]), ([40, 41], [42, 43, 44, 45, 46, 47]), ([9], [3, 2])]
     together = own.measure(samples)
@@ -217,8 +217,10 @@ def test_padding_changes_nothing(
             logp, values, _ = own.forward(batch)
             for i, (_, answer) in enumerate(batch):
                 (logp[i, -len(answer) :].sum() + (values[i, -len(answer) :] ** 2).sum()).backward(retain_graph=True)
-        gradients.append([p.grad.clone() for part in own.parts.values() for p in part.values() if p.grad is not None])
-        own.optimizer.zero_grad()
+        learnt = [value for part in own.parts.values() for value in part.weights.values()]
+        gradients.append([value.grad.clone() for value in learnt if value.grad is not None])
+        for part in own.parts.values():
+            part.optimizer.zero_grad()
     for i, sample in enumerate(samples):
         alone = own.measure([sample])
         for name in ("logp", "kl", "values", "entropy"):
@@ -243,7 +245,7 @@ def test_the_reference_is_the_policy_as_given_after_learning(model: Path, tmp_pa
         assert own.measure(samples).kl.abs().max() == 0
         assert (own._frozen is None) == (options["lora"] is not None), "adapters need no second copy"
         with torch.no_grad():
-            for value in own.parts["policy"].values():
+            for value in own.parts["policy"].weights.values():
                 value += 0.05
         seen = own.measure(samples)
         assert seen.kl.abs().max() > 1e-3
@@ -264,7 +266,7 @@ def test_rollouts_follow_the_live_weights(model: Path, tmp_path: Path) -> None:
     assert own.sample(requests, [prompt] * 8) == first
     assert own.model.config._attn_implementation == before
     with torch.no_grad():
-        for value in own.parts["policy"].values():
+        for value in own.parts["policy"].weights.values():
             value.mul_(0.8)
     changed = own.sample(requests, [prompt] * 8)
     assert changed != first
@@ -606,5 +608,5 @@ def test_a_torn_checkpoint_does_not_count(model: Path, tmp_path: Path) -> None:
 def test_checkpoints_hold_no_pickle(model: Path, tmp_path: Path) -> None:
     train(tmp_path, model, save_steps=1, lora={"rank": 2})
     names = {path.name for path in (tmp_path / "w").rglob("*") if path.is_file()}
-    parts = {"policy.safetensors", "critic.safetensors", "optimizer.safetensors"}
+    parts = {f"{part}{what}.safetensors" for part in ("policy", "critic") for what in ("", ".optimizer")}
     assert names == parts | {"state.json", "whole.json"}

@@ -20,11 +20,21 @@ from training import same as bitwise
 
 from cai_core.errors import UserError
 from cai_core.testing.tiny import tiny_model
+from cai_core.types.rl import snapshot_folder
 
 FSDP = [
     "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
     "--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false",
 ]  # fmt: skip
+
+
+LAUNCHES: list[dict[str, Any]] = [{}, {"sharded": True}, {"stage": 2}, {"stage": 3}]
+
+
+def runs_here(launch: dict[str, Any]) -> None:
+    """Leaves the test out where DeepSpeed is asked for and not installed."""
+    if launch.get("stage"):
+        pytest.importorskip("deepspeed")
 
 
 def zero(stage: int, folder: Path) -> list[str]:
@@ -81,8 +91,9 @@ def both(tmp_path: Path, *kinds: str, sharded: bool = False, stage: int = 0) -> 
         before, after = weights(model), weights(tmp_path / f"one/{kind}/out-0")
         # A new score head begins near zero.
         moved = max((after[n] - before.get(n, 0)).abs().max().item() for n in after)
-        # Adam divides by the size of a gradient, so that one which is rounding moves a weight either way.
-        assert distance(tmp_path / f"one/{kind}/out-0", tmp_path / f"two/{kind}/out-0") < 0.02 * moved, kind
+        for made in ("out-0", *map(snapshot_folder, ranks_child.KINDS[kind][2].get("snapshots", ()))):
+            # Adam divides by the size of a gradient, so that one which is rounding moves a weight either way.
+            assert distance(tmp_path / f"one/{kind}/{made}", tmp_path / f"two/{kind}/{made}") < 0.02 * moved, kind
         assert not (tmp_path / f"two/{kind}/out-1").exists(), f"{kind}: the first process alone writes"
 
 
@@ -95,16 +106,18 @@ def same(one: list[dict[str, Any]], two: list[dict[str, Any]], kind: str) -> Non
 
 
 @pytest.mark.timeout(900)
-def test_sft_preference_model_and_ppo(tmp_path: Path) -> None:
-    both(tmp_path, "sft", "preference", "ppo")
+def test_sft_preference_model_ppo_and_online_labels(tmp_path: Path) -> None:
+    both(tmp_path, "sft", "preference", "ppo", "oaif")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-def test_looks_are_the_same_in_all_processes(sharded: bool, tmp_path: Path) -> None:
-    both(tmp_path, "ppo-watched", "dpo-watched", sharded=sharded)
-    for kind in ("ppo-watched", "dpo-watched"):
+@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
+def test_looks_are_the_same_in_all_processes(launch: dict[str, Any], tmp_path: Path) -> None:
+    runs_here(launch)
+    watched = ("ppo-watched", "dpo-watched", "online_dpo-watched")
+    both(tmp_path, *watched, **launch)
+    for kind in watched:
         one, first, second = (
             {k: v for k, v in json.loads((tmp_path / part).read_text())["metrics"].items() if k.startswith("look_")}
             for part in (f"one/{kind}/0.json", f"two/{kind}/0.json", f"two/{kind}/1.json")
@@ -115,16 +128,18 @@ def test_looks_are_the_same_in_all_processes(sharded: bool, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_other_ways_to_train(tmp_path: Path) -> None:
-    both(tmp_path, "sft-packed", "preference-head", "dpo", "ppo-lora", "best_of_n")
+    both(tmp_path, "sft-packed", "preference-head", "dpo", "ppo-lora", "online_dpo", "oaif", "best_of_n")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-def test_grpo_draws_as_many_samples(sharded: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
+def test_grpo_draws_as_many_samples(launch: dict[str, Any], tmp_path: Path) -> None:
     """TRL seeds each process by itself, so they are others."""
+    runs_here(launch)
     model = tiny_model(tmp_path / "tiny", hidden=16)
-    launched(model, tmp_path / "two", "grpo", "grpo-watched", sharded=sharded)
+    for kind in ("grpo", "grpo-watched"):
+        launched(model, tmp_path / "two", kind, **launch)
     found = json.loads((tmp_path / "two/grpo/0.json").read_text())
     assert [row["step"] for row in found["curve"]] == [1, 2]
     assert found["metrics"]["samples"] == 2 * 2 * 4
@@ -140,16 +155,16 @@ def test_grpo_draws_as_many_samples(sharded: bool, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sharded_weights_end_as_whole_ones(tmp_path: Path) -> None:
     """FSDP2; the child asserts after each step that either process holds half of the weights."""
-    both(tmp_path, "sft", "sft-packed", "preference", "dpo", sharded=True)
+    both(tmp_path, "sft", "sft-packed", "preference", "dpo", "online_dpo", "oaif", sharded=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_ends_as_one_process(stage: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launch", LAUNCHES[2:], ids=str)
+def test_deepspeed_ends_as_one_process(launch: dict[str, Any], tmp_path: Path) -> None:
     """The child asserts after each step what is in parts."""
-    pytest.importorskip("deepspeed")
-    both(tmp_path, "sft", "sft-packed", "preference", "dpo", stage=stage)
+    runs_here(launch)
+    both(tmp_path, "sft", "sft-packed", "preference", "dpo", "ppo", "ppo-lora", "online_dpo", "oaif", **launch)
 
 
 @pytest.mark.slow
@@ -201,15 +216,16 @@ def test_sharded_checkpoints_are_kept_apart_from_plain_ones(tmp_path: Path) -> N
         ("sft-long", {}),
         ("sft-long", {"stage": 2}),
         ("sft-long", {"stage": 3}),
-        ("ppo-long", {}),
-        ("ppo-long", {"sharded": True}),
+        *(("ppo-long", launch) for launch in LAUNCHES),
+        ("online_dpo-long", {}),
+        ("online_dpo-long", {"stage": 3}),
     ],
+    ids=str,
 )
 def test_killed_and_launched_again_they_end_with_the_same_weights(
     kind: str, launch: dict[str, Any], tmp_path: Path
 ) -> None:
-    if launch.get("stage"):
-        pytest.importorskip("deepspeed")
+    runs_here(launch)
     model = tiny_model(tmp_path / "tiny", hidden=16)
     launched(model, tmp_path / "straight", kind, **launch)
     process = start(model, tmp_path / "killed", kind, **launch)

@@ -42,6 +42,11 @@ def shards() -> str:
     return "".join(asked[:1])
 
 
+def shares_weights() -> bool:
+    """Whether it is the weights themselves that are in parts. DeepSpeed's stages 1 and 2 leave them whole."""
+    return shards() == "FSDP" or (shards() == "DEEPSPEED" and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3")
+
+
 def share(batch: int, where: str, of: str) -> int:
     """A process's part of ``batch``, which ``of`` names. Raises ``UserError`` where it does not divide."""
     if batch % world():
@@ -52,6 +57,11 @@ def share(batch: int, where: str, of: str) -> int:
             "to a divisor of it",
         )
     return batch // world()
+
+
+def own(count: int) -> slice:
+    """Which of ``count`` things, in a row, are for this process."""
+    return slice(*(count * r // world() for r in (rank(), rank() + 1)))
 
 
 def connect(device: str) -> None:
@@ -76,14 +86,11 @@ def sum_up(values: Tensor) -> Tensor:
     return everywhere.to(values.device)
 
 
-def sum_up_gradients(parameters: Sequence[Tensor]) -> None:
-    """Give every process the sum of all processes' gradients, bit for bit the same one. Each must have gradients of the
-    same parameters. Of those that FSDP2 shares out it has taken the mean already."""
+def mean_of_gradients(parameters: Sequence[Tensor]) -> None:
+    """Give every process the mean of all processes' gradients, bit for bit the same one. Each must have gradients of
+    the same parameters. Those that FSDP2 shares out are means already."""
     if world() == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is not None and hasattr(parameter, "full_tensor"):
-            parameter.grad *= world()
     waiting = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
     while waiting:
         bucket = [waiting.pop()]
@@ -91,12 +98,19 @@ def sum_up_gradients(parameters: Sequence[Tensor]) -> None:
             bucket.append(waiting.pop())
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         torch.distributed.all_reduce(flat)
+        flat /= world()
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
 def full(value: Tensor) -> Tensor:
-    """All of a tensor of which FSDP2 keeps a part here; another as it is. All processes call it at the same time."""
+    """All of a tensor of which FSDP2, or DeepSpeed's stage 3, keeps a part here; another as it is. All processes call
+    it at the same time."""
+    if hasattr(value, "ds_id"):
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([value]):
+            return value.detach().clone()
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
@@ -121,6 +135,11 @@ def gather(value: Any) -> list[Any]:
     parts = [torch.zeros(width, dtype=torch.uint8, device=device) for _ in range(world())]
     torch.distributed.all_gather(parts, torch.nn.functional.pad(text, (0, width - len(text))))
     return [json.loads(bytes(part[: int(n)].tolist())) for part, n in zip(parts, sizes, strict=True)]
+
+
+def join(values: Sequence[Any]) -> list[Any]:
+    """The values of all processes, one list after the other. See ``gather``."""
+    return [value for part in gather(list(values)) for value in part]
 
 
 def everywhere(columns: Tensor) -> Tensor:

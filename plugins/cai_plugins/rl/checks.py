@@ -9,7 +9,7 @@ from typing import Any
 
 from cai_core.errors import CAIError, UserError
 from cai_core.types.reward import Exchange, RewardModel
-from cai_plugins._torch.ranks import gather, rank, world
+from cai_plugins._torch.ranks import join, own
 
 # Our choice: fewer may have the same reward by chance, where it has few values (rules, ratings).
 LEAST_ANSWERS = 8
@@ -69,8 +69,7 @@ def finite_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: st
 
 def shared_rewards(reward: RewardModel, exchanges: Sequence[Exchange], where: str = "reward") -> list[float]:
     """``finite_rewards`` of ``exchanges``, which every process has: each asks for a part and gets all."""
-    mine = slice(*(len(exchanges) * r // world() for r in (rank(), rank() + 1)))
-    return [value for part in gather(finite_rewards(reward, exchanges[mine], where)) for value in part]
+    return join(finite_rewards(reward, exchanges[own(len(exchanges))], where))
 
 
 def check_signal(answers: Sequence[str], rewards: Sequence[float], where: str = "reward") -> None:

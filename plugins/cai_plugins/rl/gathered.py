@@ -1,4 +1,4 @@
-"""A policy whose weights FSDP2 shares out among the processes, and a whole copy of it in each of them.
+"""A policy whose weights FSDP2, or DeepSpeed's stage 3, shares out among the processes, and a whole copy of it in each.
 
 The copy samples, and reads what needs no gradient: token by token from shared weights would fetch all of them hundreds
 of times per batch of samples. What is shared out are the weights that learn, their gradients and the optimizer's state.
@@ -6,17 +6,16 @@ of times per batch of samples. What is shared out are the weights that learn, th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model
 from peft import PeftModel, get_peft_model
 
 from cai_core.errors import UserError
 from cai_plugins._torch.loading import load_causal
-from cai_plugins._torch.ranks import full, is_sharded
+from cai_plugins._torch.ranks import full, shards
 
 
 def copied(model: Any, policy: Path, device: str) -> Any:
@@ -39,23 +38,12 @@ def refresh(copy: Any, model: Any) -> None:
             own.copy_(full(value))
 
 
-def check_whole(model: Any) -> None:
-    """Raises ``UserError`` where a process has a part of the weights alone, in another way than FSDP2's."""
-    if is_sharded(model) and not any(hasattr(p, "full_tensor") for p in model.parameters()):
+def check_whole() -> None:
+    """Raises ``UserError`` where the launch parts weights as FSDP's first version does."""
+    if shards() == "FSDP" and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
-            "the policy is sampled from with all of its weights in each process, and the launch shares them out in a "
-            "way that they cannot be put together in",
+            "the policy is sampled from with all of its weights in each process, and FSDP's first version does not put "
+            "them together one by one",
             where="launch.config",
-            hint="use FSDP with `fsdp_version: 2`, or launch without FSDP and DeepSpeed",
+            hint="set `fsdp_version: 2` under fsdp_config",
         )
-
-
-def share_out(accelerator: Accelerator, model: Any) -> Any:
-    """``model`` with its weights shared out as the launch's configuration says. Only a call of it itself, not of a
-    model inside of it, fetches them."""
-    plugin = accelerator.state.fsdp_plugin
-    given = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
-    model = fsdp2_prepare_model(accelerator, model)
-    # It has put in which layers this model is cut into, and the next one may have others.
-    plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = given
-    return model

@@ -30,7 +30,7 @@ from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import load_causal, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
-from cai_plugins._torch.ranks import gather
+from cai_plugins._torch.ranks import join
 from cai_plugins._torch.seeding import seed32
 from cai_plugins.rl.astray import Guard
 from cai_plugins.rl.checks import check_answers, check_ends, check_signal, finite_rewards
@@ -257,11 +257,11 @@ class _Reward:
             check_signal([exchange.response for exchange in exchanges], rewards)
             self.first = False
         mine = [(self.prompts[i].id, e.response) for i, e in zip(index, exchanges, strict=True)]
-        found = [(prompt, text) for part in gather(mine) for prompt, text in part]
+        found = [(prompt, text) for prompt, text in join(mine)]
         self.rates = {**text_rates(found), "empty": sum(not text.strip() for _, text in found) / len(found)}
         if self.live is not None:
             kl = self.live.kl([(self.ids[i], list(answer)) for i, answer in zip(index, completion_ids, strict=True)])
-            everyone = [value for part in gather(kl) for value in part]
+            everyone = join(kl)
             self.rates["kl_answer"] = math.fsum(everyone) / len(everyone)
         return rewards
 

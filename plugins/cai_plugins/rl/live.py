@@ -15,7 +15,7 @@ from cai_core.types.backend import GenerateRequest
 from cai_core.types.context import StageContext
 from cai_plugins._torch.loading import load_causal
 from cai_plugins._torch.memory import most_rows, token_budget
-from cai_plugins._torch.ranks import shards
+from cai_plugins._torch.ranks import shares_weights
 from cai_plugins._torch.rollouts import Rollouts
 from cai_plugins.rl.checks import end_tokens
 from cai_plugins.rl.gathered import check_whole, copied, refresh
@@ -28,8 +28,10 @@ BUDGET = {"cpu": 16384}
 
 class Live:
     """See ``validation.Policy``. ``model`` is a causal model or one with adapters, whose weights may change between
-    calls; the reference is ``policy``: the adapters switched off, or a copy that is loaded once it is asked for. Under
-    FSDP it is given before it is shared out, and what is sampled and read with here is a whole copy of it."""
+    calls; the reference is ``policy``: the adapters switched off, or a copy that is loaded once it is asked for. Where
+    its weights are to be shared out it is given before that, and what is sampled and read with here is a whole copy.
+    Raises ``UserError`` where such a copy could not be brought up to date.
+    """
 
     def __init__(
         self,
@@ -42,8 +44,9 @@ class Live:
         rows: int | None = None,
         budget: int | None = None,
     ) -> None:
+        check_whole()
         self._given = model
-        self.trained = model = copied(model, policy, context.device) if shards() == "FSDP" else model
+        self.trained = model = copied(model, policy, context.device) if shares_weights() else model.to(context.device)
         self.model = model.get_base_model() if isinstance(model, PeftModel) else model
         self.policy, self.tokenizer, self.context = policy, tokenizer, context
         self.temperature, self.micro = temperature, micro
@@ -63,9 +66,8 @@ class Live:
             return self.rollouts.sample(requests, prompts)
 
     def refresh(self) -> None:
-        """Under FSDP, ``trained`` gets the weights as they are now; all processes call it at the same time. Raises
-        ``UserError`` where the launch shares weights out in another way."""
-        check_whole(self._given)
+        """Where weights are shared out, ``trained`` gets them as they are now; all processes call it at the same time.
+        """
         if self.trained is not self._given:
             refresh(self.trained, self._given)
 
@@ -78,13 +80,14 @@ class Live:
         tokens = answer[:-1] if answer[-1] in self.ends else answer
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def logp(self, samples: Sequence[Tokens], *, reference: bool = False) -> Tensor:
-        """The log-probability of each answer at the sampling's temperature, in nats, [rows]."""
+    def logp(self, samples: Sequence[Tokens], *, reference: bool = False, learner: Any = None) -> Tensor:
+        """The log-probability of each answer at the sampling's temperature, in nats, [rows]. learner: what is called in
+        place of the policy here."""
         inputs, width = forward_inputs(samples, self.pad, self.rollouts.takes, self.model.device)
         ids = inputs["input_ids"]
         own = torch.tensor([[0] * (width - len(a)) + [1] * len(a) for _, a in samples], device=ids.device).bool()
         with self._as(reference) as model, self._precision():
-            output = model(**inputs, **only_answers(width, self.rollouts.takes))
+            output = (learner or model)(**inputs, **only_answers(width, self.rollouts.takes))
             logits = answer_logits(output.logits, width, self.temperature)
         logp = logits.log_softmax(-1).gather(-1, ids[:, -width:, None])[..., 0]
         return torch.where(own, logp, 0).sum(1)

@@ -8,7 +8,7 @@ not a verdict, and the loss that of ``dpo``. It is least where beta times the di
 log-odds, so that the optimum of ``online_dpo`` is the paper's: E[r] - beta KL. Left out: several passes over a pair.
 
 Every random number comes from the stage's seed and what it is for, as in ``ppo.py``: a checkpoint between two steps is
-all that a restart needs. One process.
+all that a restart needs. Several processes share a batch's answers, labels and pairs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
-from transformers import get_scheduler, set_seed
+from transformers import set_seed
 
 from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import GenerateRequest, Sampling
@@ -34,23 +33,23 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
+from cai_plugins._torch.callbacks import micro_batch, quiet
 from cai_plugins._torch.chat import Chat
-from cai_plugins._torch.checkpoints import keep_last, last_whole
+from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import load_causal, load_tokenizer
-from cai_plugins._torch.lora import lora_config, save_merged
+from cai_plugins._torch.lora import save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
+from cai_plugins._torch.ranks import join, own, rank, sum_up, world
 from cai_plugins._torch.seeding import derived, seed32
-from cai_plugins._torch.training_state import load_training, save_training
 from cai_plugins.rl.astray import last_good, stopped, trouble
-from cai_plugins.rl.checks import LEAST_ANSWERS, check_answers, check_signal, diverged, finite_rewards
-from cai_plugins.rl.live import Live, no_dropout
+from cai_plugins.rl.checks import LEAST_ANSWERS, check_answers, check_signal, diverged, shared_rewards
+from cai_plugins.rl.learner import Learner
 from cai_plugins.rl.plugin import OnlineDPOOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
-from cai_plugins.rl.samples import by_length
+from cai_plugins.rl.samples import Tokens, by_length
 from cai_plugins.rl.snapshots import check_snapshots, spared, write_snapshots
 from cai_plugins.rl.texts import text_rates
-from cai_plugins.rl.validation import Row, Validation, checkpoint, set_aside, told, wanted
+from cai_plugins.rl.validation import Item, Row, Validation, checkpoint, set_aside, told, wanted
 
 HINT = "lower learning_rate"
 
@@ -87,31 +86,27 @@ class OnlineDPO:
         order = layout(len(usable), options.steps * self.pairs, seed32(seed, "prompts"))
 
         set_seed(seed32(seed, "train"))  # adapters begin with random numbers
-        model = load_causal(policy, self.context.device, all_weights=options.lora is None)
-        no_dropout(model)
-        model.train(options.gradient_checkpointing)
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
-        live = Live(trained, policy, tokenizer, self.context, options.temperature, 2 * self.micro)
-        learnt = {name: value for name, value in trained.named_parameters() if value.requires_grad}
-        optimizer = torch.optim.AdamW(
-            list(learnt.values()), lr=options.learning_rate, weight_decay=options.weight_decay
+        learner = Learner(
+            options,
+            self.context,
+            policy,
+            tokenizer,
+            micro=2 * self.micro,
+            per_pass=self.micro,
+            passes=self.pairs // (self.micro * world()),
+            updates=options.steps,
         )
-        scheduler = get_scheduler(options.schedule, optimizer, 0, options.steps)
-        folder = self.context.workdir / f"online_dpo-{_identity(policy, usable)}"
+        folder = learner.folder(f"online_dpo-{_identity(policy, usable)}")
 
         def restored(saved: Path | None) -> _State:
-            if saved is None:
-                return _State()
-            return _State(**load_training(saved, {"policy": learnt}, optimizer, scheduler))
+            return _State() if saved is None else _State(**learner.load(saved))
 
         state = restored(last_whole(folder))
         validation = None
         if watched is not None:
             scorer = None if self.judged else reward
             limits = {"most_kl": options.max_kl or math.inf, "most_empty": options.max_empty}
-            validation = Validation(watched, self.context, live, aside, self._sampling(), scorer, **limits)
+            validation = Validation(watched, self.context, learner, aside, self._sampling(), scorer, **limits)
             validation.rows = state.looks
         for step in range(state.step + 1, options.steps + 1):
             if validation is not None and validation.exhausted:
@@ -119,7 +114,7 @@ class OnlineDPO:
             if validation is not None and not state.looks:
                 validation.look(0)
             chosen = order[(step - 1) * self.pairs : step * self.pairs]
-            row = self._backward(live, step, [(usable[i], ids[i]) for i in chosen], reward)
+            row = self._backward(learner, step, [(usable[i], ids[i]) for i in chosen], reward)
             if found := trouble(row, options.max_kl, options.max_empty):
                 good = last_good(folder, step, found, validation)
                 curve = [*state.curve, row]
@@ -127,32 +122,25 @@ class OnlineDPO:
                 state.curve, state.stopped = curve, step
                 notes.append(stopped(found, step, options.steps, None if good is None else state.step))
                 break
-            row["learning_rate"] = float(optimizer.param_groups[0]["lr"])
-            norm = float(torch.nn.utils.clip_grad_norm_(list(learnt.values()), options.max_grad_norm))
-            if not math.isfinite(norm):
-                raise diverged(step, "the gradient's norm", norm, HINT)
-            row["grad_norm"] = norm
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
+            row["learning_rate"] = learner.parts["policy"].rate
+            row["grad_norm"] = learner.parts["policy"].step()
+            if not math.isfinite(row["grad_norm"]):
+                raise diverged(step, "the gradient's norm", row["grad_norm"], HINT)
             state.step = step
             state.curve.append(row)
             if validation is not None and validation.due(step, options.steps):
                 validation.look(step)
             best = validation.best if validation is not None else None
             if step % options.save_steps == 0 or step in (options.steps, best, *options.snapshots):
-                parts = {"policy": learnt}
-                save_training(folder / f"checkpoint-{step}", parts, optimizer, scheduler, state.kept())
-                keep_last(folder, KEEP, spared(options.snapshots, validation))
+                learner.save(folder / f"checkpoint-{step}", state.kept(), spared(options.snapshots, validation))
             self.context.progress.update(step, options.steps, "batches of pairs")
 
-        result: Any = trained
         best = validation.best if validation is not None else None
         if best and best != state.step:
             restored(checkpoint(folder, best))
-        elif best == 0:
-            result = load_causal(policy, self.context.device, all_weights=options.lora is None)
-        save_merged(result, tokenizer, out)
+        learner.refresh()
+        given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
+        save_merged(learner.trained if given is None else given, tokenizer, out)
         notes += write_snapshots(options, state.step, folder, policy, self.context.device, tokenizer, out)
         return told(self._result(state, notes), validation, options.steps)
 
@@ -161,7 +149,7 @@ class OnlineDPO:
     def _sampling(self) -> Sampling:
         return Sampling(self.options.max_new_tokens, self.options.temperature)
 
-    def _backward(self, live: Live, step: int, prompts: Sequence[tuple[Prompt, list[int]]], reward: RewardModel) -> Row:
+    def _backward(self, learner: Learner, step: int, prompts: Sequence[Item], reward: RewardModel) -> Row:
         """Sample, label and add up gradients; what was seen."""
         options = self.options
         requests, ids = [], []
@@ -172,54 +160,54 @@ class OnlineDPO:
                 given = ModelInput(messages=prompt.messages)
                 requests.append(GenerateRequest(f"{prompt.id}/{step}/{place}/{k}", given, self._sampling(), seed))
                 ids.append(tokens)
-        answers = live.sample(requests, ids)
-        texts = [live.text(answer) for answer in answers]
+        answers = learner.sample(requests, ids)
+        texts = [learner.text(answer) for answer in answers]
         of = [prompt for prompt, _ in prompts for _ in range(2)]
         exchanges = [Exchange(r.id, p.messages, t) for r, p, t in zip(requests, of, texts, strict=True)]
         n = len(texts)
         row: Row = {
             "step": float(step),
             "length": sum(len(answer) for answer in answers) / n,
-            "missing_end": 1 - sum(live.ended(answer) for answer in answers) / n,
+            "missing_end": 1 - sum(learner.ended(answer) for answer in answers) / n,
             "empty": sum(not text.strip() for text in texts) / n,
             **text_rates([(prompt.id, text) for prompt, text in zip(of, texts, strict=True)]),
         }
         if step == 1:
             check_answers(texts, options.max_empty)
         p, seen = self._judge(exchanges, step) if self.judged else _score(reward, exchanges, step)
-        labels, known = torch.tensor(p), torch.tensor([not math.isnan(value) for value in p])
         row |= seen
+        labels = torch.tensor(p)
+        known = ~labels.isnan()
         row["label_gap"] = float((labels[known] - 0.5).abs().mean())
         row["equal"] = sum(a == b for a, b in zip(answers[::2], answers[1::2], strict=True)) / self.pairs
         samples = list(zip(ids, answers, strict=True))
         pairs = list(zip(samples[::2], samples[1::2], strict=True))
-        losses, ratios, right = 0.0, 0.0, 0.0
-        for rows in by_length(range(len(pairs)), lambda i: max(len(p) + len(a) for p, a in pairs[i]), self.micro):
+        sums = torch.zeros(3, dtype=torch.float64)  # over the pairs of this process
+        for rows in by_length(range(len(pairs)), _longest(pairs), self.micro, rank(), world()):
             some = [pairs[i][side] for side in range(2) for i in rows]
             with torch.no_grad():
-                reference = live.logp(some, reference=True)
-            ratio = live.logp(some) - reference
+                reference = learner.logp(some, reference=True)
+            ratio = learner.logp(some, learner=learner.parts["policy"].model) - reference
             a, b = ratio.chunk(2)
             there = known[rows].to(ratio.device)
             wanted = torch.where(there, labels[rows].to(ratio.device), 0.5)
             loss = torch.where(there, soft_bradley_terry(options.beta * (a - b), wanted), 0).sum() / int(known.sum())
             if not torch.isfinite(loss):
                 raise diverged(step, "the loss", float(loss.detach()), HINT)
-            loss.backward()
-            losses += float(loss.detach())
-            ratios += float(ratio.detach().double().sum()) / n
+            learner.parts["policy"].backward(loss)
             agrees = (torch.sign(a - b) * torch.sign(wanted - 0.5)).detach() / 2 + 0.5
-            right += float(torch.where(there, agrees, 0).sum()) / int(known.sum())
+            right = torch.where(there, agrees, 0).sum() / int(known.sum())
+            sums += torch.stack([loss.detach().double(), ratio.detach().double().sum() / n, right.double()]).cpu()
         # The policy has not moved since it drew these, so the mean log-ratio is an estimate of its KL.
-        return {**row, "kl": ratios, "loss": losses, "accuracy": right}
+        return {**row, **dict(zip(("loss", "kl", "accuracy"), sum_up(sums).tolist(), strict=True))}
 
     def _judge(self, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:
         """The labeler's P(first answer is better) of each pair, NaN where it gave none, and the share of those. A pair
-        of equal answers is not asked about. Raises ``CAIError`` where no pair of the batch has a label."""
+        of equal answers is not asked about; each process asks about a part of the others. Raises ``CAIError`` where no
+        pair of the batch has a label."""
         context = self.context
         principles = [principle for principle in context.constitution.principles if principle.comparison]
-        found = [0.5] * self.pairs
-        asked = {}
+        asked: list[tuple[int, Comparison]] = []
         for i, (a, b) in enumerate(zip(exchanges[::2], exchanges[1::2], strict=True)):
             if a.response == b.response:
                 continue
@@ -229,25 +217,12 @@ class OnlineDPO:
                 principles, prompt=prompt, step="comparison", index=0, rng=rng
             )
             seed = derived(context.seed, "label", a.id)
-            asked[a.id] = (i, Comparison(a.id, a.prompt, a.response, b.response, tuple(drawn), seed))
+            asked.append((i, Comparison(a.id, a.prompt, a.response, b.response, tuple(drawn), seed)))
+        found = [0.5] * self.pairs
         failures: Counter[str] = Counter()
-        for label in context.component("labeler").label([comparison for _, comparison in asked.values()]):
-            i, _ = asked.pop(label.id)
-            if label.failure is not None:
-                failures[f"{label.failure.kind}: {label.failure.message}"] += 1
-            elif label.p_a is None or not 0 <= label.p_a <= 1:
-                raise CAIError(
-                    f"the labeler gave p_a = {label.p_a!r} for {label.id!r}; it must lie in [0, 1]",
-                    where="label.labeler",
-                    hint="use another labeler; nothing of this step was learnt",
-                )
-            found[i] = math.nan if label.failure is not None or label.p_a is None else float(label.p_a)
-        if asked:
-            raise CAIError(
-                f"the labeler gave no label for {', '.join(asked)}",
-                where="label.labeler",
-                hint="use another labeler; nothing of this step was learnt",
-            )
+        for i, p, failure in join(self._labels(asked[own(len(asked))])):
+            found[i] = math.nan if p is None else p
+            failures.update([failure] if failure else [])
         if all(math.isnan(value) for value in found):
             raise CAIError(
                 f"no pair of step {step} has a label: {failures.most_common(1)[0][0]}",
@@ -262,6 +237,30 @@ class OnlineDPO:
                 hint="use a labeler that decides; `cai label` shows what one makes of pairs",
             )
         return found, {"failed": failures.total() / self.pairs}
+
+    def _labels(self, asked: Sequence[tuple[int, Comparison]]) -> list[tuple[int, float | None, str]]:
+        """What the labeler makes of each: its place, P(A is better) or None, and why there is none."""
+        places = {comparison.id: i for i, comparison in asked}
+        found: list[tuple[int, float | None, str]] = []
+        for label in self.context.component("labeler").label([comparison for _, comparison in asked]):
+            i = places.pop(label.id)
+            if label.failure is not None:
+                found.append((i, None, f"{label.failure.kind}: {label.failure.message}"))
+            elif label.p_a is None or not 0 <= label.p_a <= 1:
+                raise CAIError(
+                    f"the labeler gave p_a = {label.p_a!r} for {label.id!r}; it must lie in [0, 1]",
+                    where="label.labeler",
+                    hint="use another labeler; nothing of this step was learnt",
+                )
+            else:
+                found.append((i, float(label.p_a), ""))
+        if places:
+            raise CAIError(
+                f"the labeler gave no label for {', '.join(places)}",
+                where="label.labeler",
+                hint="use another labeler; nothing of this step was learnt",
+            )
+        return found
 
     def _result(self, state: _State, notes: list[str]) -> TrainResult:
         curve = state.curve
@@ -305,13 +304,18 @@ class _State:
 def _score(reward: RewardModel, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:
     """sigmoid(r(a) - r(b)) of each pair, and the rewards' mean and standard deviation. Raises ``UserError`` where the
     first ones are all the same."""
-    scores = finite_rewards(reward, exchanges)
+    scores = shared_rewards(reward, exchanges)
     if step == 1:
         check_signal([exchange.response for exchange in exchanges], scores)
     mean = math.fsum(scores) / len(scores)
     deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
     differences = torch.tensor(scores[::2], dtype=torch.float64) - torch.tensor(scores[1::2], dtype=torch.float64)
     return torch.sigmoid(differences).tolist(), {"reward": mean, "reward_std": deviation}
+
+
+def _longest(pairs: Sequence[tuple[Tokens, Tokens]]) -> Callable[[int], int]:
+    """The length of a pair's longer side at a place, for ``by_length``."""
+    return lambda i: max(len(prompt) + len(answer) for prompt, answer in pairs[i])
 
 
 def _identity(policy: Path, prompts: Sequence[Prompt]) -> str:

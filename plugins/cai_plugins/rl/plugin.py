@@ -327,6 +327,7 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         make_online_dpo,
         "direct preference optimization on the policy's own pairs, which the reward labels softly",
         revision=2,
+        distributed=True,
     )
     yield Component(
         "oaif",
@@ -336,6 +337,7 @@ def cai_register_rl_algorithms() -> Iterable[Component[RLAlgorithm]]:
         needs=("labeler", "principle_sampler"),
         learns_from=("prompts",),
         revision=2,
+        distributed=True,
     )
     yield Component(
         "best_of_n",

@@ -13,9 +13,7 @@ the policy with its adapters switched off.
 
 Every random number comes from the stage's seed and what it is for (prompt, step, sample), none from a running
 generator, so a checkpoint between two batches of samples is all that a restart needs. Several processes share the
-samples of a batch, and what they find is put together before anything is made of it: plain data parallel, or FSDP2,
-where a whole copy of the policy in each process samples and reads, and weights, gradients and optimizer are shared out.
-No ``vllm``.
+samples of a batch, and what they find is put together before anything is made of it. No ``vllm``.
 """
 
 from __future__ import annotations
@@ -27,15 +25,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import get_scheduler, set_seed
+from transformers import set_seed
 
 from cai_core.errors import UserError
 from cai_core.types.backend import GenerateRequest, Sampling
@@ -45,24 +42,13 @@ from cai_core.types.prompts import Prompt
 from cai_core.types.records import ModelInput
 from cai_core.types.reward import Exchange, RewardModel
 from cai_core.types.trainer import TrainResult
-from cai_plugins._torch.callbacks import KEEP, micro_batch, quiet
+from cai_plugins._torch.callbacks import micro_batch, quiet
 from cai_plugins._torch.chat import Chat
-from cai_plugins._torch.checkpoints import keep_last, last_whole
+from cai_plugins._torch.checkpoints import last_whole
 from cai_plugins._torch.loading import load_causal, load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
-from cai_plugins._torch.ranks import (
-    check_sharded,
-    connect,
-    full,
-    gather,
-    rank,
-    shards,
-    sum_up,
-    sum_up_gradients,
-    world,
-)
+from cai_plugins._torch.ranks import gather, rank, sum_up, world
 from cai_plugins._torch.seeding import derived, seed32
-from cai_plugins._torch.training_state import load_training, save_training
 from cai_plugins.rl.advantages import (
     explained_variance,
     gae,
@@ -77,8 +63,8 @@ from cai_plugins.rl.advantages import (
 )
 from cai_plugins.rl.astray import last_good, stopped, trouble
 from cai_plugins.rl.checks import check_answers, check_signal, diverged, shared_rewards
-from cai_plugins.rl.gathered import share_out
-from cai_plugins.rl.live import Live, no_dropout
+from cai_plugins.rl.learner import Learner
+from cai_plugins.rl.live import no_dropout
 from cai_plugins.rl.plugin import PPOOptions, ValidationOptions
 from cai_plugins.rl.prompts import fitting, layout, left_out
 from cai_plugins.rl.samples import Tokens, answer_logits, by_length, forward_inputs, only_answers, tokens_of
@@ -134,8 +120,12 @@ class PPO:
         order = layout(len(usable), options.steps * options.prompts_per_step, seed32(seed, "prompts"))
         set_seed(seed32(seed, "train"))  # adapters begin with random numbers
         learner = _Learner(options, self.context, policy, tokenizer, self.micro)
-        folder = self.context.workdir / f"ppo-{_identity(options, self.context, policy, usable)}"
-        state = learner.load(last_whole(folder)) or _State(beta=options.beta)
+        folder = learner.folder(f"ppo-{_identity(options, self.context, policy, usable)}")
+
+        def restored(saved: Path | None) -> _State:
+            return _State(beta=options.beta) if saved is None else _State(**learner.load(saved))
+
+        state = restored(last_whole(folder))
         validation = None
         if watched is not None:
             validation = self._validation(watched, learner, aside, reward)
@@ -174,10 +164,9 @@ class PPO:
                 check_signal(texts, scores)
             if found := trouble(row, options.max_kl, options.max_empty):
                 good = last_good(folder, step, found, validation)
-                back = learner.load(good)
-                state.step, state.stopped = state.step if back is None else back.step, step
+                state.step, state.stopped = state.step if good is None else restored(good).step, step
                 state.curve.append({name: value for name, value in row.items() if math.isfinite(value)})
-                notes.append(stopped(found, step, options.steps, None if back is None else back.step))
+                notes.append(stopped(found, step, options.steps, None if good is None else state.step))
                 break
 
             penalties = torch.tensor([0.0 if end else options.missing_end_penalty for end in ended])
@@ -199,7 +188,7 @@ class PPO:
                     validation.look(step)
             best = validation.best if validation is not None else None
             if step % options.save_steps == 0 or step in (options.steps, best, *options.snapshots):
-                learner.save(folder / f"checkpoint-{step}", state, spared(options.snapshots, validation))
+                learner.save(folder / f"checkpoint-{step}", state.kept(), spared(options.snapshots, validation))
             self.context.progress.update(step, options.steps, "batches of samples")
 
         best = validation.best if validation is not None else None
@@ -282,7 +271,7 @@ class PPO:
                     loss = of_policy + options.value_coef * of_value
                     if not torch.isfinite(loss):
                         raise diverged(step, "the loss", float(loss.detach()), HINT)
-                    learner.backward(loss)
+                    learner.backward(of_policy, options.value_coef * of_value)
                     with torch.no_grad():
                         change = torch.where(mask, change, 0)
                         ratio = change.exp()
@@ -293,7 +282,7 @@ class PPO:
                         # KL of the policy that sampled to the one under training: k3 with the roles changed.
                         sums["policy_kl"] += float(kl_k3(-change).sum()) / tokens
                         most = max(most, float(ratio.max()))
-                same["learning_rate"] += learner.rate
+                same["learning_rate"] += learner.parts["policy"].rate
                 norm = learner.step()
                 if not math.isfinite(norm):
                     raise diverged(step, "the gradient's norm", norm, HINT)
@@ -353,6 +342,10 @@ class _State:
     looks: list[Row] = field(default_factory=list)
     stopped: int = 0
 
+    def kept(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -366,62 +359,27 @@ class _Seen:
     entropy: Tensor
 
 
-class _Learner(Live):
-    """The policy under training with its reference, its value function and its optimizer."""
+class _Learner(Learner):
+    """The policy under training with its value function."""
 
     def __init__(self, options: PPOOptions, context: StageContext, policy: Path, tokenizer: Any, micro: int) -> None:
-        connect(context.device)
-        cpu = context.device == "cpu"
-        # FSDP would round the weights themselves, and gradients on their way; ``_precision`` is the same for all.
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu or shards() else "bf16")
-        kind = self.accelerator.distributed_type.value
-        if kind == "DEEPSPEED" or (kind == "FSDP" and not self.accelerator.is_fsdp2):
-            asked = "FSDP's first version" if kind == "FSDP" else kind
-            raise UserError(
-                f"ppo knows how to put a policy together under FSDP's version 2 alone, and the launch asks for {asked}",
-                where="launch.config",
-                hint="set `fsdp_version: 2`, or write `launch: {rl: {config: null}}`; adapters, `micro_batch` and "
-                "`gradient_checkpointing` save memory",
-            )
-        model = load_causal(policy, context.device, all_weights=options.lora is None)
-        trained = get_peft_model(model, lora_config(options.lora, "CAUSAL_LM")) if options.lora else model
-        no_dropout(model)
-        model.train(options.gradient_checkpointing)
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        rows, budget = options.rollout_rows, options.token_budget
-        super().__init__(trained, policy, tokenizer, context, options.temperature, micro, rows, budget)
-        self.options = options
-        self.critic = (
-            _Head(model) if options.critic == "head" else _Separate(options, policy, tokenizer, context.device)
+        size = options.prompts_per_step * options.samples_per_prompt // options.minibatches
+        super().__init__(
+            options,
+            context,
+            policy,
+            tokenizer,
+            micro=micro,
+            per_pass=micro,
+            passes=size // (micro * world()),
+            updates=options.steps * options.epochs * options.minibatches,
+            rows=options.rollout_rows,
+            budget=options.token_budget,
         )
-        # What a pass with gradients calls.
-        self.root = share_out(self.accelerator, trained) if kind == "FSDP" else self.model
-        check_sharded(self.accelerator, self.root)
-        if kind == "FSDP" and options.critic == "separate":
-            self.critic = share_out(self.accelerator, self.critic)
-        else:
-            self.critic.to(context.device)
-        self.parts = {
-            "policy": {n: p for n, p in trained.named_parameters() if p.requires_grad},
-            "critic": {n: p for n, p in self.critic.named_parameters() if p.requires_grad},
-        }
-        critic_rate = options.learning_rate if options.critic_learning_rate is None else options.critic_learning_rate
-        rates = {"policy": options.learning_rate, "critic": critic_rate}
-        self.optimizer = torch.optim.AdamW(
-            [{"params": list(part.values()), "lr": rates[name]} for name, part in self.parts.items()],
-            weight_decay=options.weight_decay,
-        )
-        updates = options.steps * options.epochs * options.minibatches
-        self.scheduler = get_scheduler(options.schedule, self.optimizer, 0, updates)
-
-    # sampling ----------------------------------------------------------------------------------------------------
-
-    def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
-        """See ``Rollouts``. Each process draws a part of the answers and gets all of them."""
-        mine = slice(*(len(requests) * r // world() for r in (rank(), rank() + 1)))  # one prompt's samples together
-        drawn = super().sample(requests[mine], prompts[mine])
-        return [answer for part in gather(drawn) for answer in part]
+        rate = options.learning_rate if options.critic_learning_rate is None else options.critic_learning_rate
+        self.head = options.critic == "head"
+        critic = _Head(self.given) if self.head else _Separate(options, policy, tokenizer, context.device)
+        self.parts["critic"] = self.part(critic, rate, whole=self.head)
 
     # reading -----------------------------------------------------------------------------------------------------
 
@@ -431,42 +389,41 @@ class _Learner(Live):
         *,
         reference: bool = False,
         learning: bool = False,
-        critic: bool = True,
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """For each token of the answers, at the right end of [rows, columns]: its log-probability at the sampling's
-        temperature, the value before it (zeros for the reference and without ``critic``), and the entropy where asked
-        for. What stands before a shorter answer means nothing. ``learning``: by the weights that learn, under FSDP as
-        often in each process; else by the copy there, which is fresh since the last ``sample``."""
+        temperature, the value before it (zeros for the reference), and the entropy where asked for. What stands before
+        a shorter answer means nothing. ``learning``: by what learns, else, where weights are shared out, by the copy,
+        which is fresh since the last ``sample``."""
         inputs, width = forward_inputs(samples, self.pad, self.rollouts.takes, self.model.device)
-        ids = inputs["input_ids"]
-        head = isinstance(self.critic, _Head) and critic and not reference
+        ids, critic = inputs["input_ids"], self.parts["critic"].model
+        head = self.head and not reference
         with self._as(reference) as model, self._precision():
-            keep = only_answers(width, self.rollouts.takes)
-            output = (self.root if learning else model)(**inputs, **keep, output_hidden_states=head)
+            called = self.parts["policy"].model if learning else model
+            output = called(**inputs, **only_answers(width, self.rollouts.takes), output_hidden_states=head)
         logits = answer_logits(output.logits, width, self.options.temperature)
         shares = logits.log_softmax(-1)
         logp = shares.gather(-1, ids[:, -width:, None])[..., 0]
         if head:
-            values = self.critic(output.hidden_states[-1][:, -width - 1 : -1])
-        elif reference or not critic:
+            values = critic(output.hidden_states[-1][:, -width - 1 : -1])
+        elif reference:
             values = torch.zeros_like(logp)
         else:
             with self._precision():
-                values = self.critic(inputs)[:, -width - 1 : -1]
+                values = critic(inputs)[:, -width - 1 : -1]
         return logp, values, torch.special.entr(shares.exp()).sum(-1) if entropy else None
 
     @torch.no_grad()
-    def measure(self, samples: Sequence[Tokens], critic: bool = True) -> _Seen:
-        """The policy as it is on what it sampled, in micro-batches of similar length. Each process reads a part of it
-        and gets all that was found. ``critic``: the values too, under FSDP for as many samples in each process."""
+    def measure(self, samples: Sequence[Tokens]) -> _Seen:
+        """The policy as it is on what it sampled, in micro-batches of similar length. Each process reads a part of it,
+        of as many samples as the others, and gets all that was found."""
         width = max(len(answer) for _, answer in samples)
         columns = torch.arange(width)
         mask = torch.stack([columns >= width - len(answer) for _, answer in samples])
         logp, ref, values, entropy = (torch.zeros(mask.shape) for _ in range(4))
         batches = list(by_length(range(len(samples)), tokens_of(samples), self.micro, rank(), world()))
         for rows in batches:
-            read = self.forward([samples[i] for i in rows], critic=critic, entropy=True)
+            read = self.forward([samples[i] for i in rows], entropy=True)
             for whole, part in zip((logp, values, entropy), read, strict=True):
                 assert part is not None
                 whole[rows, -part.shape[1] :] = part.cpu()
@@ -477,53 +434,22 @@ class _Learner(Live):
         logp, ref, values, entropy = sum_up(found)  # a row is read by one process and 0 in the others
         return _Seen(mask, logp, kl_k1(logp - ref), values, entropy)
 
-    def kl(self, samples: Sequence[Tokens]) -> list[float]:
-        """See ``validation.Policy``."""
-        return [float(value) for value in self.measure(samples, critic=False).kl.sum(1)]
-
     # learning ----------------------------------------------------------------------------------------------------
 
-    @property
-    def rate(self) -> float:
-        """The policy's learning rate now."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of ``loss`` on top of those there are."""
-        self.accelerator.backward(loss)
+    def backward(self, of_policy: Tensor, of_value: Tensor) -> None:
+        """Gradients of both losses on top of those there are. Where the critic is a head on the policy, the policy
+        learns from both."""
+        if self.head:
+            self.parts["policy"].backward(of_policy + of_value)
+        else:
+            self.parts["policy"].backward(of_policy)
+            self.parts["critic"].backward(of_value)
 
     def step(self) -> float:
-        """One optimizer step; the norm of the policy's gradient before it was scaled down, or one that is not finite,
-        from which nothing is learnt. The critic's gradient is scaled by itself: it must not shorten the policy's."""
-        limit = self.options.max_grad_norm
-        sum_up_gradients([value for part in self.parts.values() for value in part.values()])
-        norms = [
-            float(full(torch.nn.utils.clip_grad_norm_(list(part.values()), limit)))
-            for part in self.parts.values()
-            if part
-        ]
-        if all(math.isfinite(norm) for norm in norms):
-            self.optimizer.step()
-            self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        """One optimizer step; the norm of the policy's gradient before it was scaled down, or one that is not finite.
+        The critic's gradient is scaled by itself: it must not shorten the policy's."""
+        norms = [part.step() for part in self.parts.values()]
         return next((norm for norm in norms if not math.isfinite(norm)), norms[0])
-
-    # checkpoints -------------------------------------------------------------------------------------------------
-
-    def save(self, folder: Path, state: _State, spared: Sequence[int]) -> None:
-        """A sealed checkpoint: what is trained, the optimizer, the schedule, the KL coefficient, the curve so far. The
-        first process writes, the same whether or not weights are shared out. Of those before the last and ``spared``
-        stay."""
-        kept = {name: getattr(state, name) for name in ("step", "beta", "curve", "seconds", "looks")}
-        save_training(folder, self.parts, self.optimizer, self.scheduler, kept)
-        if not rank():
-            keep_last(folder.parent, KEEP, spared)
-
-    def load(self, folder: Path | None) -> _State | None:
-        """Go on where ``save`` was; None without a checkpoint."""
-        if folder is None:
-            return None
-        return _State(**load_training(folder, self.parts, self.optimizer, self.scheduler))
 
 
 class _Head(nn.Module):
