@@ -18,7 +18,7 @@ TAG = "all"
 
 
 class ZeroPart(Part):
-    """See ``Part``. In stage 3 a weight is empty outside of the model's passes. Weights are float32.
+    """See ``Part``. In stage 3 a weight is empty outside of the model's passes. Weights keep their types.
 
     plugin: accelerate's, with the launch's configuration. micro: items per ``backward``. passes: calls of it before a
     ``step``.
