@@ -60,10 +60,21 @@ def launch_of(
                 hint=f"remove launch.{kind}, or write `launch: {{{kind}: {{processes: 1}}}}`",
             )
         )
+    if sharded and not alone and file.recipe.device == "cpu":
+        found.append(sharded_on_cpu(config["distributed_type"], file.where((*path, "config"))))
     problems.extend(found)
     if found or alone or (processes == 1 and not sharded):
         return None
     return {"processes": processes, "config": config}
+
+
+def sharded_on_cpu(kind: str, where: str) -> UserError:
+    """For FSDP or DeepSpeed where there is no GPU."""
+    return UserError(
+        f"{kind} shards a model over GPUs, and this stage runs on the CPU: accelerate would leave it whole",
+        where=where,
+        hint="run it where there are GPUs, or without `config`",
+    )
 
 
 def _config(file: RecipeFile, name: Any, path: Sequence[str], problems: list[UserError]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import yaml
 
 from cai_core.errors import EnvironmentProblem, UserError
 from cai_core.pipeline.job import JobSpec
-from cai_core.pipeline.launch import SHARDED
+from cai_core.pipeline.launch import SHARDED, sharded_on_cpu
 
 LAUNCHED = "CAI_LAUNCHED"
 LAST_LINES = 5  # of a dead process's output in its error; our choice
@@ -118,11 +118,7 @@ class Ranks:
     def _check(self, device: str) -> None:
         kind = self.config.get("distributed_type")
         if device == "cpu" and kind in SHARDED:
-            raise UserError(
-                f"{kind} shards a model over GPUs, and this stage runs on the CPU: accelerate would leave it whole",
-                where="launch.config",
-                hint="run it where there are GPUs, or without `config`",
-            )
+            raise sharded_on_cpu(str(kind), "launch.config")
         if device != "cpu":
             import torch
 

@@ -207,11 +207,14 @@ def test_a_stage_of_one_process_takes_no_part_in_what_is_said_of_all(home: Home)
     home.cai("plan", "r.yaml", "-o", "reward=rules")
 
 
-def test_sharding_on_a_cpu_is_refused_and_not_done_otherwise(home: Home) -> None:
+def test_sharding_on_a_cpu_is_refused_and_not_done_otherwise(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate would start plain data parallel there and say nothing."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (home.folder / "c.yaml").write_text(FSDP, encoding="utf-8")
-    said = home.cai("run", "r.yaml", "-o", "device=cpu", "-o", "launch={config: c.yaml}", check=2)
-    assert "FSDP shards a model over GPUs" in said
+    said = home.cai("plan", "r.yaml", "-o", "device=cpu", "-o", "launch={config: c.yaml}", check=2)
+    assert "r.yaml:7: launch.config: FSDP shards a model over GPUs" in said
+    said = home.cai("run", "r.yaml", "-o", "launch={config: c.yaml}", check=2)
+    assert "launch.config: FSDP shards a model over GPUs" in said
 
 
 # which error is the cause --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,13 +77,25 @@ def pairs(prompts: Sequence[Prompt]) -> list[Preference]:
     return [Preference(p.id, p.messages, "Mix flour.", "No.", 0.9) for p in prompts for _ in range(2)]
 
 
+class Mute(Backend):
+    """Gives no text in answer to the samples ``silent`` of a prompt."""
+
+    def __init__(self, *silent: int) -> None:
+        self.silent = silent
+
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Completion]:
+        for completion in super().generate(requests):
+            empty = int(completion.id.rpartition("/")[2]) in self.silent
+            yield replace(completion, text=" ") if empty else completion
+
+
 def train(
     kind: str, folder: Path, policy: Path, *, prompts: Sequence[Prompt] = PROMPTS, reward: Any = None, **changed: Any
 ) -> Any:
     labels, labeler = changed.pop("labels", pairs(prompts)), changed.pop("labeler", Letters())
     trainer = SimpleNamespace(train=lambda *given: pytest.fail("nothing may be trained"))
     asked = {"labeler": labeler, "principle_sampler": Uniform(1)}
-    context = Context(folder / "w", policy=Backend(), trainer=trainer, **asked)
+    context = Context(folder / "w", policy=changed.pop("backend", Backend()), trainer=trainer, **asked)
     context.labels = labels
     made: dict[str, Callable[[], Any]] = {
         "ppo": lambda: plugin.make_ppo(plugin.PPOOptions(**{**GROUP, **changed}), context),
@@ -190,6 +203,19 @@ def test_rewards_that_say_nothing(kind: str, score: float, words: str, model: Pa
         train(kind, tmp_path, model, reward=scripted(lambda exchange: score))
     assert raised.value.where == "reward"
     check(tmp_path, raised)
+
+
+def test_best_of_n_learns_no_silence(model: Path, tmp_path: Path) -> None:
+    """Neither of a policy that says nothing, nor of a reward that likes nothing best."""
+    quiet = scripted(lambda exchange: -float(len(exchange.response.strip())))
+    for backend, words in (
+        (Mute(0, 1, 2, 3), "100% of the policy's first 16 answers are empty"),
+        (Mute(2), "the reward likes an empty answer best for 100% of the prompts"),
+    ):
+        with pytest.raises(UserError, match=words) as raised:
+            train("best_of_n", tmp_path / words[:5], model, reward=quiet, backend=backend)
+        assert raised.value.where == "rl.max_empty"
+        check(tmp_path / words[:5], raised)
 
 
 def test_a_reward_that_forgets_an_answer(model: Path, tmp_path: Path) -> None:

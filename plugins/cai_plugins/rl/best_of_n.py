@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cai_core.errors import CAIError
+from cai_core.errors import CAIError, UserError
 from cai_core.types.backend import Completion, GenerateRequest, Sampling
 from cai_core.types.context import StageContext
 from cai_core.types.prompts import Prompt
@@ -28,7 +28,7 @@ from cai_plugins._torch.loading import load_tokenizer
 from cai_plugins._torch.ranks import connect, gather, rank
 from cai_plugins._torch.seeding import derived
 from cai_plugins.rl.by_n import Scored, by_n
-from cai_plugins.rl.checks import check_ends, check_signal, finite_rewards
+from cai_plugins.rl.checks import check_answers, check_ends, check_signal, finite_rewards
 from cai_plugins.rl.plugin import BestOfNOptions
 from cai_plugins.rl.prompts import fitting, left_out
 
@@ -87,7 +87,10 @@ class BestOfN:
                 ]
                 rewards = _rewards(reward, rows)
                 if first == 0:
-                    check_signal([text for _, answers in rows for text in answers], list(chain.from_iterable(rewards)))
+                    answered = [text for _, answers in rows for text in answers]
+                    if answered:
+                        check_answers(answered, options.max_empty)
+                    check_signal(answered, list(chain.from_iterable(rewards)))
                 if heldout is not None:
                     both += zip(rewards, _rewards(heldout, rows, "heldout_reward"), strict=True)
                 means, bests = [], []
@@ -114,6 +117,13 @@ class BestOfN:
         if not texts:
             hint = "the stage's log has the backend's failures"
             raise CAIError("the policy answered no prompt", where=str(policy), hint=hint)
+        empty = sum(not text.strip() for _, text in texts) / len(texts)
+        if empty >= options.max_empty:
+            raise UserError(
+                f"the reward likes an empty answer best for {empty:.0%} of the prompts, which would be learnt",
+                where="rl.max_empty",
+                hint="choose a reward that wants an answer, or a larger max_new_tokens",
+            )
         metrics = {
             "n": float(n),
             "prompts": float(scored),
@@ -122,6 +132,7 @@ class BestOfN:
             "reward_best": sums["best"] / scored,
             "kl_bound": math.log(n) - (n - 1) / n,
             "prompts_undecided": float(undecided),
+            "empty": empty,
         }
         notes = list(self._notes(undecided, unanswered, len(prompts)))
         found = {"texts": texts, "metrics": metrics, "curve": curve, "notes": notes, "validation": None}

@@ -251,6 +251,10 @@ class BestOfNOptions(BaseModel):
     max_new_tokens: int = Field(128, ge=1, description="tokens per sample at most")
     temperature: float = Field(1.0, gt=0, description="of sampling (the paper: 1 throughout)")
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling")
+    # Our choice, that of ``ppo``.
+    max_empty: float = Field(
+        0.9, gt=0, le=1, description="share of empty answers, first of all and then of those chosen, that is an error"
+    )
     chunk: int = Field(8, ge=1, description="prompts per row of the curve; their samples are made in one go")
 
 
