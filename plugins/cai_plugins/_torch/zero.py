@@ -75,10 +75,11 @@ class ZeroPart(Part):
     def load(self, folder: Path, name: str) -> None:
         """Put back what ``save`` wrote."""
         saved = folder / f"{name}.deepspeed"
-        found, _ = self.model.load_checkpoint(str(saved), tag=TAG, load_module_strict=False)
+        hint = "go on with as many processes as before, or remove the folder of these checkpoints"
+        try:
+            found, _ = self.model.load_checkpoint(str(saved), tag=TAG, load_module_strict=False)
+        except Exception as error:  # DeepSpeed's own, of several kinds
+            problem = f"DeepSpeed cannot go on from its checkpoint: {error}"
+            raise CAIError(problem, where=str(saved), hint=hint) from error
         if found is None:
-            raise CAIError(
-                "a checkpoint of DeepSpeed is of another number of processes, or damaged",
-                where=str(saved),
-                hint="go on with as many processes as before, or remove the folder of these checkpoints",
-            )
+            raise CAIError("DeepSpeed finds no checkpoint where one was written", where=str(saved), hint=hint)
