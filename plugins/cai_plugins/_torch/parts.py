@@ -85,12 +85,12 @@ def save_training(folder: Path, parts: Mapping[str, Part], kept: Mapping[str, An
     for name, part in parts.items():
         part.save(folder, name)
     wait()
-    if rank():
-        return
-    schedules = {name: part.scheduler.state_dict() for name, part in parts.items()}
-    text = json.dumps({**kept, "schedules": schedules}, allow_nan=False)
-    (folder / "state.json").write_text(text, encoding="utf-8")
-    seal(folder)
+    if not rank():
+        schedules = {name: part.scheduler.state_dict() for name, part in parts.items()}
+        text = json.dumps({**kept, "schedules": schedules}, allow_nan=False)
+        (folder / "state.json").write_text(text, encoding="utf-8")
+        seal(folder)
+    wait()  # one that finds no seal would take it for torn
 
 
 def load_training(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
