@@ -114,6 +114,14 @@ def _config(file: RecipeFile, name: Any, path: Sequence[str], problems: list[Use
                 "it is told of no such file",
             )
         )
+    if isinstance(fixed, Mapping) and fixed.get("zero_stage") == 0:
+        problems.append(
+            UserError(
+                "DeepSpeed's stage 0 shares out nothing",
+                where=str(resolved),
+                hint="set `zero_stage` to 1, 2 or 3, or launch without `config`",
+            )
+        )
     if isinstance(fixed, Mapping) and fixed.get("zero_stage") == 3 and fixed.get("zero3_save_16bit_model") is not True:
         # What is trained would be lost at the end, since accelerate then refuses to put it together.
         problems.append(

@@ -188,6 +188,11 @@ FSDP = "distributed_type: FSDP\nnum_processes: 2\n"
         ),
         (
             ["launch={config: c.yaml}"],
+            "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 0}\n",
+            "stage 0 shares out nothing",
+        ),
+        (
+            ["launch={config: c.yaml}"],
             "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 3}\n",
             "write `zero3_save_16bit_model: true`",
         ),

@@ -70,12 +70,17 @@ def ppo(model: Path, context: Any, out: Path, micro: int, **changed: Any) -> Tra
 
 
 def online_dpo(
-    model: Path, context: Any, out: Path, micro: int, *, judged: bool = False, **changed: Any
+    model: Path, context: Any, out: Path, micro: int, *, judged: bool = False, judge: bool = False, **changed: Any
 ) -> TrainResult:
+    from cai_core.testing.base import local_model
+    from cai_plugins.labelers.plugin import LogprobOptions, make_logprob
     from cai_plugins.rl.plugin import OnlineDPOOptions, make_oaif, make_online_dpo
 
     if judged:
         context.components |= {"labeler": Unsure(), "principle_sampler": Uniform(1)}
+    if judge:
+        context.backends["judge"] = local_model(model)
+        context.components["labeler"] = make_logprob(LogprobOptions(shots=0), context)
     options = OnlineDPOOptions(
         prompts_per_step=4, max_new_tokens=6, learning_rate=1e-3, save_steps=2, micro_batch=micro,
         **{"steps": 3, "lora": None, **changed},
@@ -145,6 +150,7 @@ KINDS: dict[str, tuple[Callable[..., TrainResult], int, dict[str, Any]]] = {
     "ppo-lora": (ppo, 3, {"lora": {"rank": 2}, "critic": "separate", "snapshots": (1,)}),
     "online_dpo": (online_dpo, 2, {"snapshots": (1,)}),
     "oaif": (online_dpo, 2, {"judged": True, "lora": {"rank": 2}}),
+    "oaif-judge": (online_dpo, 2, {"judged": True, "judge": True}),
     "best_of_n": (best_of_n, 2, {}),
     "sft-long": (sft, 2, {"epochs": 20}),
     "ppo-long": (ppo, 3, {"steps": 16}),

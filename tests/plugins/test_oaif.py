@@ -90,3 +90,19 @@ def test_a_restart_asks_the_same_and_ends_the_same(model: Path, tmp_path: Path) 
     assert again.curve == whole.curve
     assert same(tmp_path / "a" / "out", tmp_path / "b" / "out")
     assert {c.id: c for c in second.asked} == {c.id: c for c in first.asked}
+
+
+class Twice(Letters):
+    """Says everything twice."""
+
+    def label(self, comparisons: Sequence[Comparison]) -> Iterator[Label]:
+        for label in super().label(comparisons):
+            yield label
+            yield label
+
+
+def test_a_label_that_was_not_asked_for(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CAIError, match="which it was not asked for, or had labelled") as raised:
+        train(tmp_path, model, Twice())
+    assert raised.value.where == "label.labeler"
+    assert raised.value.hint

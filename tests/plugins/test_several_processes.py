@@ -74,7 +74,7 @@ def launched(model: Path, folder: Path, *kinds: str, sharded: bool = False, stag
 def both(tmp_path: Path, *kinds: str, sharded: bool = False, stage: int = 0) -> None:
     """Compare one process, which accumulates over micro-batches, with two."""
     model = tiny_model(tmp_path / "tiny", hidden=16)
-    # DeepSpeed makes one engine in a process.
+    # A training under DeepSpeed leaves its settings in the process.
     for some in [[kind] for kind in kinds] if stage else [kinds]:
         launched(model, tmp_path / "two", *some, sharded=sharded, stage=stage)
     for kind in kinds:
@@ -164,7 +164,8 @@ def test_sharded_weights_end_as_whole_ones(tmp_path: Path) -> None:
 def test_deepspeed_ends_as_one_process(launch: dict[str, Any], tmp_path: Path) -> None:
     """The child asserts after each step what is in parts."""
     runs_here(launch)
-    both(tmp_path, "sft", "sft-packed", "preference", "dpo", "ppo", "ppo-lora", "online_dpo", "oaif", **launch)
+    both(tmp_path, "sft", "sft-packed", "preference", "dpo", "ppo", "ppo-lora", **launch)
+    both(tmp_path / "online", "online_dpo", "oaif", "oaif-judge", **launch)
 
 
 @pytest.mark.slow

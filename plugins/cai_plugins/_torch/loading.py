@@ -66,7 +66,7 @@ def load_causal(path: Path, device: str, *, all_weights: bool) -> Any:
     """A causal model to train: float32 on CPU; on a GPU bfloat16 under adapters, and float32 where ``all_weights``
     are trained (bfloat16 weights lose updates below 2**-8 of a weight; autocast computes in bfloat16). One that is to
     be sharded stays on the CPU until it is."""
-    with _whole():
+    with opened_whole():
         model = AutoModelForCausalLM.from_pretrained(check_folder(path), dtype=train_dtype(device, all_weights))
     return model if shards() else model.to(device)
 
@@ -86,7 +86,7 @@ def load_classifier(path: Path, device: str) -> tuple[Any, bool]:
             where=str(path),
             hint="use a causal model or a reward model",
         )
-    with _whole():
+    with opened_whole():
         model, found = AutoModelForSequenceClassification.from_pretrained(
             where, num_labels=1, dtype=torch.float32, output_loading_info=True
         )
@@ -94,9 +94,9 @@ def load_classifier(path: Path, device: str) -> tuple[Any, bool]:
 
 
 @contextmanager
-def _whole() -> Iterator[None]:
-    """From the first training under DeepSpeed's stage 3 on, transformers opens every model in parts, which all
-    processes must do at once: the first, which writes the result alone, would wait for ever."""
+def opened_whole() -> Iterator[None]:
+    """For opening a model. From the first training under DeepSpeed's stage 3 on, transformers opens every one in parts,
+    which all processes must do at once: the first, which writes the result alone, would wait for ever."""
     kept = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
     try:

@@ -95,6 +95,7 @@ class Rollouts:
                     use_cache=True,
                 ),
                 logits_processor=LogitsProcessorList([Draw([row.request for row in batch], width)]),
+                synced_gpus=False,  # else processes would wait for each other at every token
             )
             for row, line in zip(batch, output[:, width:].tolist(), strict=True):
                 tokens = line[: row.request.sampling.max_new_tokens]

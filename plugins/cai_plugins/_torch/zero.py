@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+from packaging.version import Version
 from torch import Tensor
 
-from cai_core.errors import CAIError
+from cai_core.errors import CAIError, UserError
 from cai_plugins._torch.options import TrainingOptions
 from cai_plugins._torch.parts import Part, save_whole
 from cai_plugins._torch.ranks import world
 
 TAG = "all"
+LEAST = "0.19.8"
+"""The version that this is tested with. Older ones tell of a gradient that is not finite in another way."""
 
 
 class ZeroPart(Part):
@@ -36,6 +39,12 @@ class ZeroPart(Part):
         micro: int,
         passes: int,
     ) -> None:
+        if Version(deepspeed.__version__) < Version(LEAST):
+            raise UserError(
+                f"DeepSpeed {deepspeed.__version__} is too old for this algorithm",
+                where="launch.config",
+                hint=f"pip install --no-build-isolation 'deepspeed>={LEAST}'",
+            )
         super().__init__(model, options, rate, updates)
         given = deepcopy(plugin.deepspeed_config)
         given |= {
@@ -60,14 +69,16 @@ class ZeroPart(Part):
             self.model.step()  # counts the passes
 
     def step(self) -> float:
-        """See ``Part``. The weights are lost where it is not finite."""
+        """See ``Part``. The schedule moves on all the same where it is not finite."""
         self.model.step()
         self.scheduler.step()
         return float(self.model.get_global_grad_norm())
 
     def save(self, folder: Path, name: str) -> None:
-        """The weights that learn, as of ``Part``, and beside them in parts what DeepSpeed writes."""
-        save_whole(self.weights, folder / f"{name}.safetensors")
+        """What DeepSpeed writes, in parts; and those of the policy beside it in one piece, from which ``snapshots`` are
+        made."""
+        if name == "policy":
+            save_whole(self.weights, folder / f"{name}.safetensors")
         self.model.save_checkpoint(
             str(folder / f"{name}.deepspeed"), tag=TAG, save_latest=False, exclude_frozen_parameters=True
         )
@@ -79,7 +90,7 @@ class ZeroPart(Part):
         try:
             found, _ = self.model.load_checkpoint(str(saved), tag=TAG, load_module_strict=False)
         except Exception as error:  # DeepSpeed's own, of several kinds
-            problem = f"DeepSpeed cannot go on from its checkpoint: {error}"
+            problem = f"DeepSpeed cannot go on from its checkpoint: {error!r}"
             raise CAIError(problem, where=str(saved), hint=hint) from error
         if found is None:
             raise CAIError("DeepSpeed finds no checkpoint where one was written", where=str(saved), hint=hint)

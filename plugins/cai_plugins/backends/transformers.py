@@ -32,6 +32,7 @@ from cai_core.errors import UserError
 from cai_core.types.backend import Capabilities, Completion, GenerateRequest, ScoreRequest, Scores
 from cai_core.types.records import ModelInput, UnitFailure
 from cai_plugins._torch.decoding import NAME, Decoder, Draw, Row, full_attention, out_of_memory
+from cai_plugins._torch.loading import opened_whole
 from cai_plugins._torch.memory import most_rows, token_budget
 from cai_plugins._torch.packed import pack_linear_layers
 from cai_plugins.backends.continuations import encode_continuations, score_problem
@@ -82,14 +83,15 @@ class TransformersBackend:
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                name,
-                dtype=_dtype(self.options.dtype, self.device),
-                trust_remote_code=trust,
-                # Weights in pickle files can run code when they are opened.
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            with opened_whole():
+                model, loaded = AutoModelForCausalLM.from_pretrained(
+                    name,
+                    dtype=_dtype(self.options.dtype, self.device),
+                    trust_remote_code=trust,
+                    # Weights in pickle files can run code when they are opened.
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(
                 f"the model cannot be opened: {_first_line(error)}",
@@ -256,6 +258,7 @@ class TransformersBackend:
             ),
             logits_processor=LogitsProcessorList([Draw([row.request for row in rows], start)]),
             stopping_criteria=StoppingCriteriaList([_RowEnds(rows, start, self._tokenizer)]),
+            synced_gpus=False,  # beside a training under DeepSpeed's stage 3 it would wait for other processes
         )
         for i, row in enumerate(rows):
             tokens = output[i, start : start + row.request.sampling.max_new_tokens].tolist()

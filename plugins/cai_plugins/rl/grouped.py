@@ -260,6 +260,7 @@ class _Reward:
         found = [(prompt, text) for prompt, text in join(mine)]
         self.rates = {**text_rates(found), "empty": sum(not text.strip() for _, text in found) / len(found)}
         if self.live is not None:
+            self.live.refresh()
             kl = self.live.kl([(self.ids[i], list(answer)) for i, answer in zip(index, completion_ids, strict=True)])
             everyone = join(kl)
             self.rates["kl_answer"] = math.fsum(everyone) / len(everyone)

@@ -16,15 +16,18 @@ from peft import get_peft_model
 
 from cai_core.types.backend import GenerateRequest
 from cai_core.types.context import StageContext
-from cai_plugins._torch.callbacks import KEEP, checkpoints
+from cai_plugins._torch.callbacks import KEEP
 from cai_plugins._torch.checkpoints import keep_last
 from cai_plugins._torch.loading import load_causal
 from cai_plugins._torch.lora import lora_config
 from cai_plugins._torch.parts import Part, load_training, save_training
-from cai_plugins._torch.ranks import check_sharded, connect, join, own, rank, shards
+from cai_plugins._torch.ranks import check_sharded, connect, join, own, rank, shards, shares_weights, world
 from cai_plugins.rl.live import Live, no_dropout
 from cai_plugins.rl.plugin import OnlineDPOOptions, PPOOptions
 from cai_plugins.rl.samples import Tokens
+
+FORMAT = 2
+"""Of checkpoints: raised where older ones cannot be read."""
 
 
 class Learner(Live):
@@ -89,9 +92,12 @@ class Learner(Live):
         return Part(model, self.options, rate, self.updates)
 
     def folder(self, name: str) -> Path:
-        """That of the checkpoints of the training ``name``. FSDP2's are the same files as plain ones, DeepSpeed's not.
-        """
-        return checkpoints(self.context, name) if shards() == "DEEPSPEED" else self.context.workdir / name
+        """That of the checkpoints of the training ``name``. FSDP2's are the same files as plain ones, DeepSpeed's not:
+        they fit the same number of processes, and stage 3 or the others."""
+        name = f"{name}-{FORMAT}"
+        if shards() == "DEEPSPEED":
+            name = f"{name}-deepspeed{3 if shares_weights() else 2}-{world()}"
+        return self.context.workdir / name
 
     def sample(self, requests: Sequence[GenerateRequest], prompts: Sequence[list[int]]) -> list[list[int]]:
         """See ``Rollouts``. Each process draws a part of the answers, one prompt's together, and gets all of them."""
@@ -101,6 +107,15 @@ class Learner(Live):
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
         """See ``Live``. Each process reads a part and gets all."""
         return join(super().kl(samples[own(len(samples))]))
+
+    def result(self, best: int | None) -> Any:
+        """What ``save_merged`` is to write: the policy as it is; or, where ``best`` is 0, as it was given, which the
+        first process loads."""
+        if best != 0:
+            self.refresh()
+        elif not rank():
+            return load_causal(self.policy, self.context.device, all_weights=self.options.lora is None)
+        return self.trained
 
     def save(self, folder: Path, kept: dict[str, Any], spared: Sequence[int]) -> None:
         """A sealed checkpoint: what is trained, the optimizers, the schedules, and ``kept``. Of those before the last

@@ -94,8 +94,8 @@ class Live:
 
     @torch.no_grad()
     def kl(self, samples: Sequence[Tokens]) -> list[float]:
-        """log pi - log ref of each answer, in nats: its mean over samples of the policy is the KL."""
-        self.refresh()
+        """log pi - log ref of each answer, in nats: its mean over samples of the policy is the KL. By a copy of the
+        weights, where there is one, as they were at the last ``sample`` or ``refresh``."""
         found = [0.0] * len(samples)
         training = self.model.training
         self.model.eval()

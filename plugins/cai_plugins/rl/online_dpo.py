@@ -36,7 +36,7 @@ from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import micro_batch, quiet
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
-from cai_plugins._torch.loading import load_causal, load_tokenizer
+from cai_plugins._torch.loading import load_tokenizer
 from cai_plugins._torch.lora import save_merged
 from cai_plugins._torch.losses import soft_bradley_terry
 from cai_plugins._torch.ranks import join, own, rank, sum_up, world
@@ -138,9 +138,7 @@ class OnlineDPO:
         best = validation.best if validation is not None else None
         if best and best != state.step:
             restored(checkpoint(folder, best))
-        learner.refresh()
-        given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
-        save_merged(learner.trained if given is None else given, tokenizer, out)
+        save_merged(learner.result(best), tokenizer, out)
         notes += write_snapshots(options, state.step, folder, policy, self.context.device, tokenizer, out)
         return told(self._result(state, notes), validation, options.steps)
 
@@ -243,7 +241,13 @@ class OnlineDPO:
         places = {comparison.id: i for i, comparison in asked}
         found: list[tuple[int, float | None, str]] = []
         for label in self.context.component("labeler").label([comparison for _, comparison in asked]):
-            i = places.pop(label.id)
+            i = places.pop(label.id, None)
+            if i is None:
+                raise CAIError(
+                    f"the labeler gave a label for {label.id!r}, which it was not asked for, or had labelled",
+                    where="label.labeler",
+                    hint="use another labeler; nothing of this step was learnt",
+                )
             if label.failure is not None:
                 found.append((i, None, f"{label.failure.kind}: {label.failure.message}"))
             elif label.p_a is None or not 0 <= label.p_a <= 1:

@@ -45,7 +45,7 @@ from cai_core.types.trainer import TrainResult
 from cai_plugins._torch.callbacks import micro_batch, quiet
 from cai_plugins._torch.chat import Chat
 from cai_plugins._torch.checkpoints import last_whole
-from cai_plugins._torch.loading import load_causal, load_classifier, load_tokenizer
+from cai_plugins._torch.loading import load_classifier, load_tokenizer
 from cai_plugins._torch.lora import lora_config, save_merged
 from cai_plugins._torch.ranks import gather, rank, sum_up, world
 from cai_plugins._torch.seeding import derived, seed32
@@ -194,9 +194,7 @@ class PPO:
         best = validation.best if validation is not None else None
         if best and best != state.step:
             learner.load(checkpoint(folder, best))
-        learner.refresh()
-        given = load_causal(policy, self.context.device, all_weights=options.lora is None) if best == 0 else None
-        save_merged(learner.trained if given is None else given, tokenizer, out)
+        save_merged(learner.result(best), tokenizer, out)
         notes += write_snapshots(options, state.step, folder, policy, self.context.device, tokenizer, out)
         return told(self._result(state, notes), validation, options.steps)
 
