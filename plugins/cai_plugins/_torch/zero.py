@@ -23,8 +23,8 @@ LEAST = "0.19.8"
 class ZeroPart(Part):
     """See ``Part``. In stage 3 a weight is empty outside of the model's passes. Weights keep their types.
 
-    plugin: accelerate's, with the launch's configuration. micro: items per ``backward``. passes: calls of it before a
-    ``step``.
+    plugin: accelerate's, with the launch's configuration. micro: items per ``backward``. batch: those of all
+    processes per ``step``.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ZeroPart(Part):
         plugin: Any,
         device: str,
         micro: int,
-        passes: int,
+        batch: int,
     ) -> None:
         if Version(deepspeed.__version__) < Version(LEAST):
             raise UserError(
@@ -48,9 +48,9 @@ class ZeroPart(Part):
         super().__init__(model, options, rate, updates)
         given = deepcopy(plugin.deepspeed_config)
         given |= {
-            "train_batch_size": micro * passes * world(),
+            "train_batch_size": batch,
             "train_micro_batch_size_per_gpu": micro,
-            "gradient_accumulation_steps": passes,
+            "gradient_accumulation_steps": batch // (micro * world()),
             "gradient_clipping": options.max_grad_norm,
             # AdamW as everywhere else, also where its state is kept in the CPU's memory.
             "zero_allow_untested_optimizer": True,

@@ -34,8 +34,8 @@ class Learner(Live):
     """See ``Live``. ``parts["policy"]`` is what learns of it, and its ``model`` what a pass with gradients calls: under
     FSDP2 and DeepSpeed's stage 3 as often in each process. ``given``: the model, before any adapters.
 
-    micro: items in memory at a time that ``Live`` reads. per_pass: those of a pass with gradients. passes: passes of a
-    process per optimizer step, of which there are ``updates``.
+    micro: items in memory at a time that ``Live`` reads. per_pass: those of a pass with gradients. batch: those of an
+    optimizer step of all processes, of which there are ``updates``.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Learner(Live):
         *,
         micro: int,
         per_pass: int,
-        passes: int,
+        batch: int,
         updates: int,
         rows: int | None = None,
         budget: int | None = None,
     ) -> None:
         connect(context.device)
-        self.options, self.per_pass, self.passes, self.updates = options, per_pass, passes, updates
+        self.options, self.per_pass, self.batch, self.updates = options, per_pass, batch, updates
         cpu = context.device == "cpu"
         # Sharded, it would round weights, and gradients on their way; ``_precision`` is the same for all.
         precision = "no" if cpu or shards() else "bf16"
@@ -77,10 +77,8 @@ class Learner(Live):
             from cai_plugins._torch.zero import ZeroPart
 
             plugin, device = self.accelerator.state.deepspeed_plugin, self.context.device
-            return ZeroPart(
-                model, self.options, rate, self.updates,
-                plugin=plugin, device=device, micro=self.per_pass, passes=self.passes,
-            )  # fmt: skip
+            sizes = {"micro": self.per_pass, "batch": self.batch}
+            return ZeroPart(model, self.options, rate, self.updates, plugin=plugin, device=device, **sizes)
         if kind == "FSDP" and not whole:
             plugin = self.accelerator.state.fsdp_plugin
             given = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import set_seed
@@ -93,7 +92,7 @@ class OnlineDPO:
             tokenizer,
             micro=2 * self.micro,
             per_pass=self.micro,
-            passes=self.pairs // (self.micro * world()),
+            batch=self.pairs,
             updates=options.steps,
         )
         folder = learner.folder(f"online_dpo-{_identity(policy, usable)}")
@@ -132,7 +131,7 @@ class OnlineDPO:
                 validation.look(step)
             best = validation.best if validation is not None else None
             if step % options.save_steps == 0 or step in (options.steps, best, *options.snapshots):
-                learner.save(folder / f"checkpoint-{step}", state.kept(), spared(options.snapshots, validation))
+                learner.save(folder / f"checkpoint-{step}", asdict(state), spared(options.snapshots, validation))
             self.context.progress.update(step, options.steps, "batches of pairs")
 
         best = validation.best if validation is not None else None
@@ -299,10 +298,6 @@ class _State:
     curve: list[Row] = field(default_factory=list)
     looks: list[Row] = field(default_factory=list)
     stopped: int = 0
-
-    def kept(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def _score(reward: RewardModel, exchanges: Sequence[Exchange], step: int) -> tuple[list[float], Row]:

@@ -188,7 +188,7 @@ class PPO:
                     validation.look(step)
             best = validation.best if validation is not None else None
             if step % options.save_steps == 0 or step in (options.steps, best, *options.snapshots):
-                learner.save(folder / f"checkpoint-{step}", state.kept(), spared(options.snapshots, validation))
+                learner.save(folder / f"checkpoint-{step}", asdict(state), spared(options.snapshots, validation))
             self.context.progress.update(step, options.steps, "batches of samples")
 
         best = validation.best if validation is not None else None
@@ -340,10 +340,6 @@ class _State:
     looks: list[Row] = field(default_factory=list)
     stopped: int = 0
 
-    def kept(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class _Seen:
@@ -361,7 +357,6 @@ class _Learner(Learner):
     """The policy under training with its value function."""
 
     def __init__(self, options: PPOOptions, context: StageContext, policy: Path, tokenizer: Any, micro: int) -> None:
-        size = options.prompts_per_step * options.samples_per_prompt // options.minibatches
         super().__init__(
             options,
             context,
@@ -369,7 +364,7 @@ class _Learner(Learner):
             tokenizer,
             micro=micro,
             per_pass=micro,
-            passes=size // (micro * world()),
+            batch=options.prompts_per_step * options.samples_per_prompt // options.minibatches,
             updates=options.steps * options.epochs * options.minibatches,
             rows=options.rollout_rows,
             budget=options.token_budget,
